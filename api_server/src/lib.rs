@@ -1,0 +1,1 @@
+//! HTTP on a unix socket to actions and back.

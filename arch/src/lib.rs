@@ -1,0 +1,1 @@
+//! What an x86_64 microVM looks like to its guest.

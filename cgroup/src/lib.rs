@@ -1,0 +1,1 @@
+//! Where Pinfold's threads live: hierarchies, layout, joining, limits, sums and clean-up.

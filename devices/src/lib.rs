@@ -1,0 +1,1 @@
+//! Devices of a Pinfold microVM: bus, legacy devices, virtio.

@@ -1,0 +1,1 @@
+//! Integration tests, the emulated test host, guest images and the demo.

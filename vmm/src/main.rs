@@ -1,0 +1,2 @@
+//! The `pinfold` binary.
+fn main() {}
