@@ -8,6 +8,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use super::interrupt::Interrupt;
+use super::iovec::ChainError;
 use super::virtqueue::{QueueError, Virtqueue};
 
 /// Guest memory as devices hold it: a handle whose map may be exchanged while the guest runs.
@@ -53,6 +54,9 @@ pub enum DeviceError {
     /// The driver wrote a ring or a descriptor that cannot be followed.
     #[error(transparent)]
     Queue(#[from] QueueError),
+    /// A chain that a device cannot answer with an error of its own.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
     /// The host refused something that the device cannot go on without.
     #[error("{doing}")]
     Host {

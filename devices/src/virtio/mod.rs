@@ -3,4 +3,8 @@
 
 pub mod device;
 pub mod interrupt;
+pub mod iovec;
 pub mod virtqueue;
+
+#[cfg(test)]
+pub(crate) mod testing;
