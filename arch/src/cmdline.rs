@@ -1,0 +1,116 @@
+//! The kernel command line.
+
+use linux_loader::cmdline::{Cmdline, Error as LoaderError};
+
+use crate::layout::{CMDLINE, MmioDevice};
+
+#[cfg(test)]
+mod tests;
+
+/// Arguments of a guest that names none: Firecracker's, so that the same guests behave the same.
+pub const DEFAULT_ARGS: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux \
+                                i8042.dumbkbd swiotlb=noforce";
+
+/// Longest command line in bytes with its NUL: what x86 Linux takes (COMMAND_LINE_SIZE).
+pub const MAX_SIZE: usize = 2048;
+const _: () = assert!(CMDLINE.size == MAX_SIZE as u64, "the command line's place in memory is its longest");
+
+/// What separates the kernel's arguments from init's.
+const INIT_ARGS: &str = " -- ";
+
+/// The drive that holds the root file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RootDrive<'a> {
+    /// The partition to mount, by its unique id; without one it is the whole first disk, `/dev/vda`.
+    pub partuuid: Option<&'a str>,
+    /// Mounted read-only (`ro`), else `rw`.
+    pub read_only: bool,
+}
+
+/// Why a command line cannot be passed to the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum CmdlineError {
+    /// It holds a NUL byte.
+    #[error("the kernel arguments hold a NUL at byte {at}: remove it")]
+    Nul {
+        /// Byte offset.
+        at: usize,
+    },
+    /// It holds something else than printable ASCII.
+    #[error("the kernel arguments hold {found:?} at byte {at}: only printable ASCII can be passed")]
+    NotAscii {
+        /// The character.
+        found: char,
+        /// Byte offset.
+        at: usize,
+    },
+    /// It is too long.
+    #[error(
+        "the kernel command line is too long: with the arguments added for {adding} it has more than {} \
+         characters",
+        MAX_SIZE - 1
+    )]
+    TooLong {
+        /// What was being added.
+        adding: &'static str,
+    },
+    /// Anything else the builder refuses.
+    #[error("cannot build the kernel command line from the arguments given")]
+    Refused(#[source] LoaderError),
+}
+
+/// Builds the command line: the given arguments (else [`DEFAULT_ARGS`]), then where the root file system
+/// is, then, only if the arguments hold the word `acpi=off`, a `virtio_mmio.device=` for each device (Linux
+/// Documentation/admin-guide/kernel-parameters.txt). What follows ` -- ` is for init and stays at the end.
+///
+/// # Errors
+/// See [`CmdlineError`].
+pub fn build(
+    args: Option<&str>,
+    root: Option<RootDrive<'_>>,
+    devices: &[MmioDevice],
+) -> Result<Cmdline, CmdlineError> {
+    let args = args.unwrap_or(DEFAULT_ARGS);
+    check_characters(args)?;
+    // Its capacity error says nothing about which arguments, so the length is checked here first.
+    if args.trim().len() >= MAX_SIZE {
+        return Err(CmdlineError::TooLong { adding: "nothing else" });
+    }
+    let mut line = Cmdline::try_from(args, MAX_SIZE).map_err(CmdlineError::Refused)?;
+    if let Some(root) = root {
+        let place = root.partuuid.map_or("root=/dev/vda".to_owned(), |id| format!("root=PARTUUID={id}"));
+        check_characters(&place)?;
+        let mode = if root.read_only { "ro" } else { "rw" };
+        line.insert_str(format!("{place} {mode}")).map_err(too_long("the root drive"))?;
+    }
+    if acpi_is_off(args) {
+        for device in devices {
+            line.add_virtio_mmio_device(device.size, device.base, device.gsi, None)
+                .map_err(too_long("virtio-mmio devices"))?;
+        }
+    }
+    // Arguments for init alone cannot be written down.
+    line.as_cstring().map_err(CmdlineError::Refused)?;
+    Ok(line)
+}
+
+fn too_long(adding: &'static str) -> impl Fn(LoaderError) -> CmdlineError {
+    move |error| match error {
+        LoaderError::TooLarge => CmdlineError::TooLong { adding },
+        other => CmdlineError::Refused(other),
+    }
+}
+
+fn check_characters(args: &str) -> Result<(), CmdlineError> {
+    match args.char_indices().find(|(_, c)| !matches!(c, ' '..='~')) {
+        None => Ok(()),
+        Some((at, '\0')) => Err(CmdlineError::Nul { at }),
+        Some((at, found)) => Err(CmdlineError::NotAscii { found, at }),
+    }
+}
+
+/// Whether the kernel's own arguments switch ACPI off.
+fn acpi_is_off(args: &str) -> bool {
+    let kernel = args.split_once(INIT_ARGS).map_or(args, |(kernel, _)| kernel);
+    kernel.split(' ').any(|word| word == "acpi=off")
+}
