@@ -1,0 +1,142 @@
+//! Making the groups of a plan: directories, types, controllers, limits. All or nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::file::{self, FileError};
+use crate::limits::{Limiter, seed_cpuset};
+use crate::plan::{Plan, Site};
+
+/// Controllers that our sandbox group should have, those of domains first: once a group has processes and a
+/// threaded controller for its children, it can have no more domain children.
+const FOR_SANDBOX: [&str; 5] = ["memory", "io", "pids", "cpu", "cpuset"];
+/// Controllers that our threaded groups should have.
+const FOR_THREADS: [&str; 2] = ["cpu", "cpuset"];
+
+/// What was made.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// Directories that were not there before, outermost first.
+    pub(crate) created: Vec<PathBuf>,
+    pub(crate) unapplied: Vec<String>,
+    pub(crate) pending: Vec<String>,
+}
+
+/// Makes the groups and sets their limits. On an error everything that was made is removed again.
+pub(crate) fn build(plan: &Plan) -> Result<Built, FileError> {
+    let mut builder = Builder::default();
+    for site in &plan.sites {
+        if plan.v2 { builder.v2(site)? } else { builder.v1(site)? }
+    }
+    let mut limiter = Limiter {
+        reused: std::mem::take(&mut builder.reused),
+        refused: std::mem::take(&mut builder.refused),
+        unapplied: plan.unapplied.clone(),
+        pending: Vec::new(),
+    };
+    limiter.apply(plan)?;
+    Ok(Built {
+        created: std::mem::take(&mut builder.created),
+        unapplied: limiter.unapplied,
+        pending: limiter.pending,
+    })
+}
+
+#[derive(Default)]
+struct Builder {
+    created: Vec<PathBuf>,
+    reused: BTreeSet<PathBuf>,
+    /// Why a controller could not be enabled.
+    refused: BTreeMap<String, String>,
+}
+
+impl Drop for Builder {
+    fn drop(&mut self) {
+        for dir in self.created.iter().rev() {
+            if let Err(error) = fs::remove_dir(dir) {
+                log::warn!("cannot remove the group {} that was just made: {error}", dir.display());
+            }
+        }
+    }
+}
+
+impl Builder {
+    fn v1(&mut self, site: &Site) -> Result<(), FileError> {
+        let groups: Vec<PathBuf> =
+            site.between.iter().chain(&site.ours()).map(|group| site.dir(group)).collect();
+        for dir in groups {
+            self.mkdir(&dir)?;
+            if site.hierarchy.has("cpuset") {
+                seed_cpuset(&dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn v2(&mut self, site: &Site) -> Result<(), FileError> {
+        let mut above = site.dir(&site.base);
+        for group in site.between.iter().chain(&site.sandbox) {
+            self.enable(&above, &FOR_SANDBOX)?;
+            above = site.dir(group);
+            self.mkdir(&above)?;
+        }
+        // First the type, then controllers: enabling one that only domains can have would forbid the type.
+        for group in [&site.vcpus, &site.overhead] {
+            let dir = site.dir(group);
+            self.mkdir(&dir)?;
+            file::write(&dir.join("cgroup.type"), "threaded")?;
+        }
+        for controller in FOR_THREADS {
+            self.enable_one(&above, controller);
+        }
+        Ok(())
+    }
+
+    fn mkdir(&mut self, dir: &Path) -> Result<(), FileError> {
+        match fs::create_dir(dir) {
+            Ok(()) => self.created.push(dir.to_owned()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                self.reused.insert(dir.to_owned());
+            }
+            Err(error) => return Err(FileError::new("make the group", dir, error)),
+        }
+        Ok(())
+    }
+
+    /// Enables controllers for the children of `dir`, as far as the kernel lets us.
+    fn enable(&mut self, dir: &Path, controllers: &[&str]) -> Result<(), FileError> {
+        // With processes in it the group would become a threaded domain, and our sandbox could not be a domain
+        // in it. Only the root of all, which alone has no type, is exempt.
+        if dir.join("cgroup.type").exists() && !file::read(&dir.join("cgroup.procs"))?.trim().is_empty() {
+            let why = format!("processes live in {} itself, so it hands no controllers on", dir.display());
+            self.refused.extend(controllers.iter().map(|name| ((*name).to_owned(), why.clone())));
+            return Ok(());
+        }
+        for controller in controllers {
+            self.enable_one(dir, controller);
+        }
+        Ok(())
+    }
+
+    fn enable_one(&mut self, dir: &Path, controller: &str) {
+        let listed = |name: &str| {
+            file::read(&dir.join(name)).map(|list| list.split_whitespace().any(|word| word == controller))
+        };
+        let control = dir.join("cgroup.subtree_control");
+        let outcome = match (listed("cgroup.controllers"), listed("cgroup.subtree_control")) {
+            (_, Ok(true)) => return,
+            (Ok(false), _) => Err(format!("{} does not have it to hand on", dir.display())),
+            (Err(error), _) => Err(format!("{error}: {}", error.answer())),
+            (Ok(true), _) => {
+                file::write(&control, &format!("+{controller}")).map_err(|e| format!("{e}: {}", e.answer()))
+            }
+        };
+        if let Err(why) = outcome {
+            log::debug!("controller {controller}: {why}");
+            // The outermost reason is the one to mend.
+            self.refused.entry(controller.to_owned()).or_insert(why);
+        }
+    }
+}

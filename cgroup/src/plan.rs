@@ -1,0 +1,395 @@
+//! Choosing where the threads will live, without changing anything yet.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cpuset::CpuSet;
+use crate::file::{self, FileError};
+use crate::hierarchy::{Chosen, Hierarchies, Hierarchy, HierarchyError, Version, made_for_us};
+use crate::path::{CgroupPath, GroupName, PathError};
+use crate::sums::Sums;
+
+/// v1 controllers whose groups are per thread: the vCPUs get a group of their own.
+const PER_THREAD: [&str; 3] = ["cpu", "cpuacct", "cpuset"];
+/// v1 controllers that the pod must pay through: a base without one of those (where mounted) is refused.
+const ESSENTIAL: [&str; 4] = ["cpu", "cpuacct", "cpuset", "memory"];
+
+/// The names of our groups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Names {
+    /// The group of everything.
+    pub sandbox: GroupName,
+    /// The group of the vCPU threads.
+    pub vcpus: GroupName,
+    /// The group of all other threads; v2 only, on v1 they are in the sandbox group itself.
+    pub overhead: GroupName,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Which hierarchies to use.
+    pub version: Version,
+    /// The group to build in; must exist. `None`: our own group, else `/pinfold/<id>`.
+    pub parent: Option<CgroupPath>,
+    /// How our groups are called.
+    pub names: Names,
+    /// The limits.
+    pub sums: Sums,
+    /// The microVM's name, for the group of last resort, `/pinfold/<id>`.
+    pub id: String,
+}
+
+/// Why there is no place for the threads.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// No hierarchy of the kind asked for.
+    #[error(transparent)]
+    Hierarchy(#[from] HierarchyError),
+    /// Two groups with one name.
+    #[error(
+        "sandbox_name, vcpus_name and overhead_name of the cgroup section must differ; `{0}` is there twice"
+    )]
+    SameName(GroupName),
+    /// The parent does not exist.
+    #[error(
+        "cgroup.parent: the group {path} does not exist in the {hierarchy} hierarchy ({dir}); create it \
+         there, or name another"
+    )]
+    ParentMissing {
+        /// The configured parent.
+        path: CgroupPath,
+        /// Which hierarchy.
+        hierarchy: String,
+        /// Where it was looked for.
+        dir: String,
+    },
+    /// The parent cannot hold a domain group.
+    #[error(
+        "the group {dir} is of type `{kind}` and cannot hold a sandbox; name a group of type `domain` in \
+         cgroup.parent"
+    )]
+    ParentType {
+        /// Its directory.
+        dir: String,
+        /// Contents of its `cgroup.type`.
+        kind: String,
+    },
+    /// Processes live in a group of our name.
+    #[error(
+        "the group {0} exists and is populated: another microVM or a leftover process is in it; end that, or \
+         choose other names or another parent in the cgroup section"
+    )]
+    Populated(String),
+    /// A group of our name has a type that ours cannot have.
+    #[error("the group {dir} exists with type `{kind}`, which does not fit; remove it (rmdir)")]
+    GroupType {
+        /// Its directory.
+        dir: String,
+        /// Contents of its `cgroup.type`.
+        kind: String,
+    },
+    /// The CPUs asked for are not the base's.
+    #[error("the {what} {asked} are not all among the CPUs of the base group {base} ({available})")]
+    CpusOutside {
+        /// Whose CPUs.
+        what: &'static str,
+        /// The CPUs asked for.
+        asked: CpuSet,
+        /// The base group.
+        base: String,
+        /// The CPUs it may use.
+        available: CpuSet,
+    },
+    /// Neither our own group nor the root will do.
+    #[error(
+        "no cgroup to run in: {own}, and {root}; name an existing group in cgroup.parent that this user may \
+         write to, or set \"driver\": \"none\" to run without placement"
+    )]
+    NoBase {
+        /// Why not our own group.
+        own: String,
+        /// Why not `/pinfold/<id>`.
+        root: String,
+    },
+    /// The microVM's id cannot name a group.
+    #[error("the microVM's id cannot name its group below /pinfold")]
+    Id(#[from] PathError),
+    /// A file or directory refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// The groups of one hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Site {
+    pub(crate) hierarchy: Hierarchy,
+    /// What is there already, on which ours are built.
+    pub(crate) base: CgroupPath,
+    /// Groups between `base` and ours, outermost first: `/pinfold` and `/pinfold/<id>`, or none.
+    pub(crate) between: Vec<CgroupPath>,
+    /// The group of everything where it is ours.
+    pub(crate) sandbox: Option<CgroupPath>,
+    /// Where the vCPU threads live. Ours when it differs from `sandbox` and `base`.
+    pub(crate) vcpus: CgroupPath,
+    /// Where all other threads live. Likewise.
+    pub(crate) overhead: CgroupPath,
+}
+
+impl Site {
+    /// Our groups, outermost first.
+    pub(crate) fn ours(&self) -> Vec<CgroupPath> {
+        let mut groups: Vec<CgroupPath> = self.sandbox.iter().cloned().collect();
+        for group in [&self.vcpus, &self.overhead] {
+            if *group != self.base && !groups.contains(group) {
+                groups.push(group.clone());
+            }
+        }
+        groups
+    }
+
+    /// The directory of one of this site's groups.
+    pub(crate) fn dir(&self, group: &CgroupPath) -> PathBuf {
+        // All of them are at or below `base`, which the mount was seen to show.
+        self.hierarchy.dir(group).unwrap_or_else(|| group.dir_below(&PathBuf::from("/")))
+    }
+}
+
+/// A place that was found fit. Nothing has been changed yet.
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) v2: bool,
+    pub(crate) sites: Vec<Site>,
+    pub(crate) sums: Sums,
+    /// CPUs of the overhead group when they differ from the base's.
+    pub(crate) overhead_cpus: Option<CpuSet>,
+    pub(crate) unapplied: Vec<String>,
+}
+
+/// Finds the place for what is asked: the base, in this order, is the configured parent; our own group if a
+/// runtime made it for the sandbox; `/pinfold/<id>` if we may. Changes nothing.
+///
+/// # Errors
+/// When a configured parent is missing, not writable or of the wrong type, when a group of our name is
+/// populated, or when no base can be had; each says how to name one.
+pub fn resolve(request: &Request) -> Result<Plan, PlanError> {
+    resolve_in(&Hierarchies::discover()?, request)
+}
+
+/// [`resolve`] in hierarchies found before.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_in(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError> {
+    let names = &request.names;
+    for (name, others) in [(&names.sandbox, [&names.vcpus, &names.overhead]), (&names.vcpus, [&names.overhead; 2])]
+    {
+        if others.contains(&name) {
+            return Err(PlanError::SameName(name.clone()));
+        }
+    }
+    let (v2, all) = match hierarchies.choose(request.version)? {
+        Chosen::V2(v2) => (true, std::slice::from_ref(v2)),
+        Chosen::V1(all) => (false, all),
+    };
+    let mut unapplied = Vec::new();
+    let sites = match &request.parent {
+        Some(parent) => configured(all, parent, names, v2, &mut unapplied)?,
+        None => match own(all, names, v2) {
+            Ok(sites) => sites,
+            Err(reason) => last_resort(all, request, v2, reason)?,
+        },
+    };
+    for site in &sites {
+        check_base(site, v2)?;
+        for group in site.ours() {
+            check_group(&site.dir(&group), site.sandbox.as_ref() == Some(&group), v2)?;
+        }
+    }
+    let overhead_cpus = overhead_cpus(&sites, request, v2)?;
+    Ok(Plan { v2, sites, sums: request.sums.clone(), overhead_cpus, unapplied })
+}
+
+/// The sites of a base that is given from outside.
+fn configured(
+    all: &[Hierarchy],
+    parent: &CgroupPath,
+    names: &Names,
+    v2: bool,
+    unapplied: &mut Vec<String>,
+) -> Result<Vec<Site>, PlanError> {
+    let mut sites = Vec::new();
+    for hierarchy in all {
+        let dir = hierarchy.dir(parent);
+        let fit = match &dir {
+            Some(dir) if dir.is_dir() => file::may_create_in(dir).map_err(PlanError::File),
+            _ => Err(PlanError::ParentMissing {
+                path: parent.clone(),
+                hierarchy: hierarchy.label(),
+                dir: dir.map_or_else(|| hierarchy.shown(), |dir| dir.display().to_string()),
+            }),
+        };
+        match fit {
+            Ok(()) => sites.push(site(hierarchy, parent, Vec::new(), names, v2)),
+            Err(error) if v2 || essential(hierarchy) => return Err(error),
+            // A named hierarchy only tracks processes for whoever made it (systemd its units): where the
+            // parent is not in it, leaving it alone is right. What other controllers lose is worth a word.
+            Err(_) if hierarchy.is_named() => {}
+            Err(error) => unapplied.push(format!("threads stay where they are in {}: {error}", hierarchy.label())),
+        }
+    }
+    if sites.is_empty() {
+        let hierarchy = if v2 { "v2" } else { "v1" }.to_owned();
+        return Err(PlanError::ParentMissing { path: parent.clone(), hierarchy, dir: "none fits".to_owned() });
+    }
+    Ok(sites)
+}
+
+/// The sites of our own group, or why it cannot be the base.
+fn own(all: &[Hierarchy], names: &Names, v2: bool) -> Result<Vec<Site>, String> {
+    let mut sites = Vec::new();
+    for hierarchy in all {
+        let label = hierarchy.label();
+        let strict = v2 || essential(hierarchy);
+        let Some(own) = hierarchy.own.as_ref().filter(|own| made_for_us(own)) else {
+            if strict {
+                let own = hierarchy.own.as_ref().map_or("out of sight", CgroupPath::as_str);
+                return Err(format!("our own group in {label} ({own}) was not made for a sandbox"));
+            }
+            continue;
+        };
+        if !v2 && !per_thread(hierarchy) {
+            // The process is where the runtime wanted it, and there it stays: nothing to make.
+            let base = own.clone();
+            let (vcpus, overhead) = (base.clone(), base.clone());
+            let hierarchy = hierarchy.clone();
+            sites.push(Site { hierarchy, base, between: Vec::new(), sandbox: None, vcpus, overhead });
+            continue;
+        }
+        let dir = hierarchy.dir(own).ok_or_else(|| format!("our own group {own} is not mounted for {label}"))?;
+        file::may_create_in(&dir).map_err(|error| format!("in {label} we {error} ({})", error.answer()))?;
+        let mut site = site(hierarchy, own, Vec::new(), names, v2);
+        if v2 {
+            // Our own group is the threaded domain and plays the sandbox's part.
+            site.sandbox = None;
+            site.vcpus = own.join(&names.vcpus);
+            site.overhead = own.join(&names.overhead);
+        }
+        sites.push(site);
+    }
+    Ok(sites)
+}
+
+/// The sites of `/pinfold/<id>`.
+fn last_resort(all: &[Hierarchy], request: &Request, v2: bool, own: String) -> Result<Vec<Site>, PlanError> {
+    let root = CgroupPath::root();
+    let home = root.join(&"pinfold".parse()?);
+    let between = vec![home.clone(), home.join(&request.id.parse()?)];
+    let mut sites = Vec::new();
+    // Named hierarchies belong to whoever made them.
+    for hierarchy in all.iter().filter(|hierarchy| !hierarchy.is_named()) {
+        let fit = match hierarchy.dir(&root) {
+            Some(dir) => file::may_create_in(&dir).map_err(|error| format!("we {error} ({})", error.answer())),
+            None => Err(format!("the root of {} is not mounted ({})", hierarchy.label(), hierarchy.shown())),
+        };
+        match fit {
+            Ok(()) => sites.push(site(hierarchy, &root, between.clone(), &request.names, v2)),
+            Err(root) => return Err(PlanError::NoBase { own, root }),
+        }
+    }
+    Ok(sites)
+}
+
+fn site(hierarchy: &Hierarchy, base: &CgroupPath, between: Vec<CgroupPath>, names: &Names, v2: bool) -> Site {
+    let inner = between.last().unwrap_or(base);
+    let sandbox = inner.join(&names.sandbox);
+    let (vcpus, overhead) = if v2 {
+        (sandbox.join(&names.vcpus), sandbox.join(&names.overhead))
+    } else if per_thread(hierarchy) {
+        (inner.join(&names.vcpus), sandbox.clone())
+    } else {
+        (sandbox.clone(), sandbox.clone())
+    };
+    Site { hierarchy: hierarchy.clone(), base: base.clone(), between, sandbox: Some(sandbox), vcpus, overhead }
+}
+
+fn essential(hierarchy: &Hierarchy) -> bool {
+    ESSENTIAL.iter().any(|controller| hierarchy.has(controller))
+}
+
+fn per_thread(hierarchy: &Hierarchy) -> bool {
+    PER_THREAD.iter().any(|controller| hierarchy.has(controller))
+}
+
+/// Whether the type of the base (v2) lets our layout be built on it.
+fn check_base(site: &Site, v2: bool) -> Result<(), PlanError> {
+    let dir = site.dir(&site.base);
+    // The root has no type: it takes everything.
+    let kind = if v2 { cgroup_type(&dir)? } else { None };
+    let fits = match kind.as_deref() {
+        None | Some("domain") => true,
+        // Holds threaded groups already: fine for more of them, but a domain below would be invalid.
+        Some("domain threaded") => site.sandbox.is_none(),
+        Some(_) => false,
+    };
+    match kind {
+        Some(kind) if !fits => Err(PlanError::ParentType { dir: dir.display().to_string(), kind }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a group of our name, if there, is empty and of a type that we can use.
+fn check_group(dir: &std::path::Path, is_sandbox: bool, v2: bool) -> Result<(), PlanError> {
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    let shown = || dir.display().to_string();
+    let populated = if v2 {
+        file::read(&dir.join("cgroup.events"))?.lines().any(|line| line == "populated 1")
+    } else {
+        !file::read(&dir.join("tasks"))?.trim().is_empty()
+    };
+    if populated {
+        return Err(PlanError::Populated(shown()));
+    }
+    match if v2 && is_sandbox { cgroup_type(dir)? } else { None } {
+        Some(kind) if !["domain", "domain threaded"].contains(&kind.as_str()) => {
+            Err(PlanError::GroupType { dir: shown(), kind })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn cgroup_type(dir: &std::path::Path) -> Result<Option<String>, FileError> {
+    let path = dir.join("cgroup.type");
+    if path.exists() { Ok(Some(file::read(&path)?.trim().to_owned())) } else { Ok(None) }
+}
+
+/// The overhead group's CPUs, after checking that the base has those asked for.
+fn overhead_cpus(sites: &[Site], request: &Request, v2: bool) -> Result<Option<CpuSet>, PlanError> {
+    let Some(site) = sites.iter().find(|site| v2 || site.hierarchy.has("cpuset")) else { return Ok(None) };
+    let base = site.dir(&site.base);
+    // Without the cpuset controller in the base itself, its CPUs are those of the nearest group that has it.
+    let Some(available) = base.ancestors().find_map(|dir| {
+        ["cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"]
+            .iter()
+            .find_map(|name| file::read(&dir.join(name)).ok()?.parse::<CpuSet>().ok())
+    }) else {
+        return Ok(None);
+    };
+    for (what, asked) in [
+        ("containers' CPUs", &request.sums.vcpus.cpus),
+        ("overhead's CPUs", &request.sums.overhead.cpus),
+    ] {
+        if let Some(asked) = asked.as_ref().filter(|asked| !asked.is_subset(&available)) {
+            let (asked, base) = (asked.clone(), base.display().to_string());
+            return Err(PlanError::CpusOutside { what, asked, base, available });
+        }
+    }
+    Ok(request.sums.overhead_cpus(&available))
+}
+
+#[cfg(test)]
+mod tests;
