@@ -44,7 +44,13 @@ pub enum CmdlineError {
         /// Byte offset.
         at: usize,
     },
-    /// It is too long.
+    /// The arguments alone are too long.
+    #[error("the kernel arguments have {len} characters; at most {} can be passed", MAX_SIZE - 1)]
+    ArgumentsTooLong {
+        /// Characters given.
+        len: usize,
+    },
+    /// It got too long.
     #[error(
         "the kernel command line is too long: with the arguments added for {adding} it has more than {} \
          characters",
@@ -59,9 +65,11 @@ pub enum CmdlineError {
     Refused(#[source] LoaderError),
 }
 
-/// Builds the command line: the given arguments (else [`DEFAULT_ARGS`]), then where the root file system
-/// is, then, only if the arguments hold the word `acpi=off`, a `virtio_mmio.device=` for each device (Linux
-/// Documentation/admin-guide/kernel-parameters.txt). What follows ` -- ` is for init and stays at the end.
+/// Builds the command line: the given arguments (else [`DEFAULT_ARGS`]), then `pci=off` unless they say
+/// something about `pci=` (there is no PCI, and a kernel that looks for it complains), then where the root
+/// file system is, then, only if the arguments hold the word `acpi=off`, a `virtio_mmio.device=` for each
+/// device (Linux Documentation/admin-guide/kernel-parameters.txt). What follows ` -- ` is for init and stays
+/// at the end.
 ///
 /// # Errors
 /// See [`CmdlineError`].
@@ -74,16 +82,19 @@ pub fn build(
     check_characters(args)?;
     // Its capacity error says nothing about which arguments, so the length is checked here first.
     if args.trim().len() >= MAX_SIZE {
-        return Err(CmdlineError::TooLong { adding: "nothing else" });
+        return Err(CmdlineError::ArgumentsTooLong { len: args.trim().len() });
     }
     let mut line = Cmdline::try_from(args, MAX_SIZE).map_err(CmdlineError::Refused)?;
+    if !kernel_words(args).any(|word| word.starts_with("pci=")) {
+        line.insert_str("pci=off").map_err(too_long("PCI"))?;
+    }
     if let Some(root) = root {
         let place = root.partuuid.map_or("root=/dev/vda".to_owned(), |id| format!("root=PARTUUID={id}"));
         check_characters(&place)?;
         let mode = if root.read_only { "ro" } else { "rw" };
         line.insert_str(format!("{place} {mode}")).map_err(too_long("the root drive"))?;
     }
-    if acpi_is_off(args) {
+    if kernel_words(args).any(|word| word == "acpi=off") {
         for device in devices {
             line.add_virtio_mmio_device(device.size, device.base, device.gsi, None)
                 .map_err(too_long("virtio-mmio devices"))?;
@@ -109,8 +120,7 @@ fn check_characters(args: &str) -> Result<(), CmdlineError> {
     }
 }
 
-/// Whether the kernel's own arguments switch ACPI off.
-fn acpi_is_off(args: &str) -> bool {
-    let kernel = args.split_once(INIT_ARGS).map_or(args, |(kernel, _)| kernel);
-    kernel.split(' ').any(|word| word == "acpi=off")
+/// The arguments for the kernel itself.
+fn kernel_words(args: &str) -> impl Iterator<Item = &str> {
+    args.split_once(INIT_ARGS).map_or(args, |(kernel, _)| kernel).split(' ')
 }

@@ -1,1 +1,167 @@
+use super::*;
 
+fn memory() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap()
+}
+
+fn platform(cpus: u8, max_cpus: u8, devices: u64) -> Platform {
+    let virtio_mmio = (0..devices)
+        .zip((5..24).cycle())
+        .map(|(index, gsi)| {
+            let window = crate::layout::virtio_mmio_window(index).unwrap();
+            MmioDevice { base: window.start, size: window.size, gsi }
+        })
+        .collect();
+    Platform { cpus, max_cpus, virtio_mmio }
+}
+
+fn read(mem: &GuestMemoryMmap, at: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    mem.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+    bytes
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+/// A table with its header checked.
+fn table(mem: &GuestMemoryMmap, at: u64, signature: &[u8; 4], revision: u8) -> Vec<u8> {
+    assert_eq!(at % 16, 0);
+    let len = u32_at(&read(mem, at + 4, 4), 0);
+    let bytes = read(mem, at, usize::try_from(len).unwrap());
+    assert_eq!(&bytes[..4], signature);
+    assert_eq!(bytes[8], revision);
+    assert_eq!(sum(&bytes), 0, "checksum");
+    assert_eq!(&bytes[10..16], b"PINFLD");
+    bytes
+}
+
+struct Tables {
+    fadt: Vec<u8>,
+    madt: Vec<u8>,
+    dsdt: Vec<u8>,
+}
+
+/// Finds the tables as a guest does (section 5.2.5 and on).
+fn tables(platform: &Platform) -> Tables {
+    let mem = memory();
+    let rsdp_at = write_tables(&mem, platform).unwrap();
+    assert_eq!(rsdp_at, GuestAddress(0xE_0000));
+    let rsdp = read(&mem, rsdp_at.0, 36);
+    assert_eq!(&rsdp[..8], b"RSD PTR ");
+    assert_eq!(sum(&rsdp[..20]), 0);
+    assert_eq!(sum(&rsdp), 0);
+    assert_eq!((rsdp[15], u32_at(&rsdp, 20)), (2, 36), "revision and length");
+    let xsdt = table(&mem, u64_at(&rsdp, 24), b"XSDT", 1);
+    assert_eq!(xsdt.len(), 36 + 2 * 8);
+    let fadt = table(&mem, u64_at(&xsdt, 36), b"FACP", 6);
+    let madt = table(&mem, u64_at(&xsdt, 44), b"APIC", 5);
+    let dsdt = table(&mem, u64_at(&fadt, 140), b"DSDT", 2);
+    Tables { fadt, madt, dsdt }
+}
+
+#[test]
+fn fixed_table() {
+    let fadt = tables(&platform(1, 1, 1)).fadt;
+    assert_eq!(fadt.len(), 276);
+    assert_eq!(u32_at(&fadt, 40), 0, "only the 64-bit address of the DSDT is used");
+    assert_eq!(fadt[109..111], [0x34, 0], "no VGA, no ASPM, no CMOS clock; no 8042, no legacy devices");
+    let flags = u32_at(&fadt, 112);
+    assert_ne!(flags & (1 << 20), 0, "hardware-reduced");
+    assert_ne!(flags & (1 << 10), 0, "reset register");
+    assert_eq!(flags & 0b11_0001, 0b11_0001, "no fixed buttons, WBINVD works");
+    // Generic addresses (section 5.2.3.2): I/O, 8 bits at 0, byte access.
+    assert_eq!(fadt[116..128], [1, 8, 0, 1, 0x02, 6, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(fadt[128], RESET_VALUE);
+    assert_eq!(fadt[244..256], [1, 8, 0, 1, 0x00, 6, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(fadt[256..268], [1, 8, 0, 1, 0x01, 6, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(&fadt[268..276], b"PINFOLD\0");
+    assert_eq!(fadt[46..109], [0; 63], "no SCI, no fixed hardware");
+}
+
+#[test]
+fn processors() {
+    let madt = tables(&platform(2, 3, 0)).madt;
+    assert_eq!(u32_at(&madt, 36), 0xFEE0_0000);
+    assert_eq!(u32_at(&madt, 40), 0, "no 8259s");
+    let entries = [
+        &[0, 8, 0, 0, 1, 0, 0, 0][..],
+        &[0, 8, 1, 1, 1, 0, 0, 0],
+        &[0, 8, 2, 2, 2, 0, 0, 0],
+        &[1, 12, 0, 0, 0, 0, 0xC0, 0xFE, 0, 0, 0, 0],
+        &[4, 6, 0xFF, 0, 0, 1],
+    ];
+    assert_eq!(madt[44..], entries.concat());
+    assert_eq!(tables(&platform(32, 32, 0)).madt.len(), 44 + 32 * 8 + 12 + 6);
+    assert_eq!(tables(&platform(2, 0, 0)).madt.len(), 44 + 2 * 8 + 12 + 6);
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+#[test]
+fn devices() {
+    let dsdt = tables(&platform(1, 1, 2)).dsdt;
+    for (name, base, gsi) in [(b"V000", 0xC000_0000_u32, 5), (b"V001", 0xC000_1000, 6)] {
+        assert!(contains(&dsdt, name));
+        // Section 6.4.3.4: fixed 32-bit memory, writable; section 6.4.3.6: an interrupt, consumer, edge,
+        // active high, exclusive.
+        let mut crs = vec![0x86, 9, 0, 1];
+        crs.extend(base.to_le_bytes());
+        crs.extend(0x1000_u32.to_le_bytes());
+        crs.extend([0x89, 6, 0, 0b0011, 1, gsi, 0, 0, 0, 0x79]);
+        assert!(contains(&dsdt, &crs), "{name:?}");
+    }
+    assert!(contains(&dsdt, b"\x08_HID\x0DLNRO0005\0"));
+    assert!(contains(&dsdt, b"\x08_CCA\x01"));
+    assert!(contains(&dsdt, b"\x08_UID\x01"));
+    // PNP0501 as a compressed EISA id, then the serial port's resources.
+    assert!(contains(&dsdt, b"\x08_HID\x0C\x41\xD0\x05\x01"));
+    assert!(contains(&dsdt, &[0x47, 1, 0xF8, 3, 0xF8, 3, 1, 8, 0x89, 6, 0, 0b0011, 1, 4, 0, 0, 0, 0x79]));
+    // Name (_S5, Package (4) {5, 0, 0, 0})
+    assert!(contains(&dsdt, b"\x08_S5_\x12\x07\x04\x0A\x05\0\0\0"));
+}
+
+#[test]
+fn sleep_register() {
+    // What ACPICA writes: the type from _S5 in bits 2 to 4, SLP_EN in bit 5.
+    assert!(is_power_off((5 << 2) | (1 << 5)));
+    assert!(is_power_off(0xFF & !(1 << 3)));
+    for value in [0, 5 << 2, 1 << 5, (4 << 2) | (1 << 5), (7 << 2) | (1 << 5)] {
+        assert!(!is_power_off(value), "{value:#x}");
+    }
+}
+
+#[test]
+fn all_windows_fit() {
+    assert!(tables(&platform(32, 32, 256)).dsdt.len() > 256 * 60);
+}
+
+#[test]
+fn impossible_platforms() {
+    let mem = memory();
+    let device = |base, size| Platform {
+        virtio_mmio: vec![MmioDevice { base: GuestAddress(base), size, gsi: 5 }],
+        ..platform(1, 1, 0)
+    };
+    for (base, size) in [(1 << 32, 0x1000), (0xC000_0000, 1 << 32), (0xFFFF_F000, 0x2000)] {
+        assert!(matches!(write_tables(&mem, &device(base, size)), Err(AcpiError::DeviceAddress { .. })));
+    }
+    let many = Platform {
+        virtio_mmio: vec![MmioDevice { base: GuestAddress(0xC000_0000), size: 0x1000, gsi: 5 }; 3000],
+        ..platform(1, 1, 0)
+    };
+    assert!(matches!(write_tables(&mem, &many), Err(AcpiError::TooLarge)));
+    let small = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0xE_0000)]).unwrap();
+    assert!(matches!(write_tables(&small, &platform(1, 1, 1)), Err(AcpiError::Write(_))));
+}
