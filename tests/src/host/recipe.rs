@@ -1,0 +1,102 @@
+//! What hosts and guests are made of. A change here builds anew whatever it touches.
+
+use crate::case::Kernel;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// A Debian release as mmdebstrap gets it.
+pub struct Release {
+    /// Part of the names of cached artefacts.
+    pub name: &'static str,
+    /// The suite that decides which release it is.
+    pub suite: &'static str,
+    /// More suites of the main archive.
+    pub more: &'static [&'static str],
+    /// The suite of the security archive.
+    pub security: &'static str,
+    /// The suite that the kernel comes from, when it is not simply the newest of the release.
+    pub kernel_from: Option<&'static str>,
+}
+
+/// Kernel 6.1, systemd 252: both cgroup versions.
+const DEBIAN_12: Release = Release {
+    name: "debian12",
+    suite: "bookworm",
+    more: &[],
+    security: "bookworm-security",
+    kernel_from: None,
+};
+
+/// Kernel 7.x from backports, systemd 257: cgroup v2 alone.
+const DEBIAN_13: Release = Release {
+    name: "debian13-backports",
+    suite: "trixie",
+    more: &["trixie-backports"],
+    security: "trixie-security",
+    kernel_from: Some("trixie-backports"),
+};
+
+/// The release that brings `kernel`.
+pub fn release(kernel: Kernel) -> &'static Release {
+    match kernel {
+        Kernel::V6_1 => &DEBIAN_12,
+        Kernel::V7 => &DEBIAN_13,
+    }
+}
+
+impl Release {
+    /// Where the kernel comes from, for people.
+    pub fn kernel_suite(&self) -> &'static str {
+        self.kernel_from.unwrap_or(self.suite)
+    }
+}
+
+/// The kernel package, and what a static busybox is in.
+pub const KERNEL_PACKAGES: &str = "linux-image-cloud-amd64,busybox-static";
+
+/// What the host's root file system holds beside Debian's essential packages.
+pub const HOST_PACKAGES: &str =
+    "systemd,systemd-sysv,udev,dbus,kmod,iproute2,iputils-ping,procps,util-linux,curl,busybox-static";
+
+/// Left out of the root file system: nobody reads it there.
+pub const LEFT_OUT: [&str; 4] =
+    ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
+
+/// Units that only cost time or noise in a host without a network or a user.
+pub const MASKED_UNITS: [&str; 10] = [
+    "getty@tty1.service",
+    "serial-getty@ttyS0.service",
+    "systemd-timesyncd.service",
+    "systemd-networkd.service",
+    "systemd-random-seed.service",
+    "systemd-update-utmp.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+];
+
+/// Modules with which the host finds its root disk; ext4 is built in.
+pub const HOST_INITRD_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
+
+/// Modules of the guests.
+pub const GUEST_MODULES: [&str; 4] = ["virtio_ring", "virtio_mmio", "virtio_blk", "virtio_net"];
+
+/// Init of the guests.
+pub const GUEST_INIT: &str = include_str!("../../guest/init");
+/// Init of the host's own small initrd.
+pub const HOST_INITRD_INIT: &str = include_str!("../../host/initrd-init");
+/// The unit that runs the agent.
+pub const AGENT_UNIT: &str = include_str!("../../host/pinfold-agent.service");
+/// What the unit starts.
+pub const START_JOB: &str = include_str!("../../host/start-job");
+
+/// Raised by hand when the code of [`super::image`] or [`super::guest`] makes something else of the same parts.
+const EDITION: u32 = 1;
+
+/// A name for what comes of `parts`. The hash need not be stable across compilers: another one only rebuilds.
+pub fn digest(parts: &[&str]) -> String {
+    let mut hasher = DefaultHasher::new();
+    EDITION.hash(&mut hasher);
+    parts.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}

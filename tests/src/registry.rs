@@ -1,0 +1,118 @@
+//! Runs cases where they belong, with at most one emulated host alive at a time.
+
+use crate::agent;
+use crate::artifacts::{Binaries, binaries};
+use crate::case::{Case, Failure, with_causes};
+use crate::host::boot::link_job;
+use crate::host::{EmulatedHost, HostError, guest_files};
+use crate::route::{Forced, Kind, Machine, Place, place};
+use std::collections::BTreeSet;
+use tempfile::TempDir;
+
+/// How much of a case's output is kept for the report of its failure, in bytes.
+const KEPT_OUTPUT: usize = 256 << 10;
+
+/// Decides, boots, runs.
+pub struct Registry {
+    machine: Machine,
+    forced: Forced,
+    binaries: Option<Binaries>,
+    host: Option<EmulatedHost>,
+    native_job: Option<TempDir>,
+    announced: BTreeSet<String>,
+}
+
+impl Registry {
+    /// Looks at the machine and the environment; boots nothing yet.
+    pub fn new() -> Result<Self, Failure> {
+        Ok(Self {
+            machine: Machine::detect(),
+            forced: Forced::from_environment().map_err(Failure)?,
+            binaries: None,
+            host: None,
+            native_job: None,
+            announced: BTreeSet::new(),
+        })
+    }
+
+    /// Where `case` is going to run.
+    pub fn place(&self, case: &Case) -> Place {
+        place(&case.needs, &self.machine, self.forced)
+    }
+
+    /// Runs `case` and keeps its output for the failure's text.
+    pub fn run_quietly(&mut self, case: &Case) -> Result<(), Failure> {
+        let mut output = String::new();
+        let ended = self.run(case, &mut |text| {
+            output.push_str(text);
+            if output.len() > KEPT_OUTPUT {
+                let cut = output.floor_char_boundary(output.len() - KEPT_OUTPUT / 2);
+                output.replace_range(..cut, "(the beginning is left out)\n");
+            }
+        });
+        ended.map_err(|failure| {
+            let kernel = match &self.host {
+                Some(host) => format!("--- end of the host's console\n{}\n", host.console_tail(15)),
+                None => String::new(),
+            };
+            Failure(format!("{failure}\n--- output of {}\n{output}{kernel}", case.name))
+        })
+    }
+
+    /// Runs `case`, handing its output to `out` as it comes.
+    pub fn run(&mut self, case: &Case, out: &mut dyn FnMut(&str)) -> Result<(), Failure> {
+        match self.place(case) {
+            Place::Nowhere(reason) => Err(Failure(reason)),
+            Place::Native => {
+                self.announce("on this machine".to_owned());
+                self.run_natively(case, out)
+            }
+            Place::Emulated(kind, reason) => {
+                self.announce(format!("{kind}: emulated host, because {reason}"));
+                self.run_emulated(kind, case, out)
+            }
+        }
+    }
+
+    fn run_natively(&mut self, case: &Case, out: &mut dyn FnMut(&str)) -> Result<(), Failure> {
+        if self.native_job.is_none() {
+            let job = tempfile::Builder::new().prefix("pinfold-job-").tempdir()?;
+            link_job(job.path(), &guest_files()?, &self.binaries()?)?;
+            self.native_job = Some(job);
+        }
+        let Some(job) = &self.native_job else { return Err(Failure::new("the job folder is gone")) };
+        agent::run_case(case.name, job.path(), None, case.timeout, out)
+    }
+
+    fn run_emulated(&mut self, kind: Kind, case: &Case, out: &mut dyn FnMut(&str)) -> Result<(), Failure> {
+        if self.host.as_ref().is_none_or(|host| host.kind() != kind) {
+            // The old one first: two would share the machine's cores and memory.
+            self.host = None;
+            let binaries = self.binaries()?;
+            self.host = Some(EmulatedHost::boot(kind, &binaries)?);
+        }
+        let Some(host) = &mut self.host else { return Err(Failure::new("the host is gone")) };
+        host.run(case, out).unwrap_or_else(|error| {
+            // The next case gets a fresh host.
+            self.host = None;
+            Err(Failure(with_causes(&error)))
+        })
+    }
+
+    fn binaries(&mut self) -> Result<Binaries, HostError> {
+        if let Some(built) = &self.binaries {
+            return Ok(built.clone());
+        }
+        let built = binaries()?;
+        self.binaries = Some(built.clone());
+        Ok(built)
+    }
+
+    /// Says once where a kind of cases runs, and why.
+    fn announce(&mut self, text: String) {
+        if !self.announced.contains(&text) {
+            eprintln!("pinfold: {text}");
+            self.announced.insert(text);
+        }
+    }
+}
