@@ -1,7 +1,7 @@
 //! What CPUID tells a vCPU: KVM's supported set with this VM's topology in it, and without what we cannot
 //! provide (SDM volume 2, CPUID; AMD APM volume 3, appendix E; Linux Documentation/virt/kvm/x86/cpuid.rst).
 
-use std::arch::x86_64::__cpuid_count;
+use std::arch::x86_64::{__cpuid_count, CpuidResult};
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -147,6 +147,12 @@ pub fn for_vcpu(supported: &CpuId, topology: Topology, index: u8) -> Result<CpuI
     CpuId::from_entries(&table.entries).map_err(|_| CpuidError::TooMany { count: table.entries.len() })
 }
 
+/// Whether leaf 0 names AMD, or Hygon, whose processors are AMD's.
+pub(crate) fn is_amd(leaf: CpuidResult) -> bool {
+    let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+    vendor == b"AuthenticAMD" || vendor == b"HygonGenuine"
+}
+
 struct Table {
     entries: Vec<kvm_cpuid_entry2>,
     topology: Topology,
@@ -194,8 +200,7 @@ impl Table {
 
     fn is_amd(&self) -> bool {
         self.get(0).is_some_and(|entry| {
-            let vendor = [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes).concat();
-            vendor == b"AuthenticAMD" || vendor == b"HygonGenuine"
+            is_amd(CpuidResult { eax: entry.eax, ebx: entry.ebx, ecx: entry.ecx, edx: entry.edx })
         })
     }
 

@@ -1,7 +1,11 @@
 //! Model-specific registers that a vCPU starts with.
 
+use std::arch::x86_64::__cpuid;
+
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
+
+use crate::cpuid::is_amd;
 
 // Indices and bits from SDM volume 4, chapter 2.
 const IA32_TSC: u32 = 0x10;
@@ -15,6 +19,7 @@ const IA32_LSTAR: u32 = 0xC000_0082;
 const CSTAR: u32 = 0xC000_0083;
 const IA32_FMASK: u32 = 0xC000_0084;
 const IA32_KERNEL_GS_BASE: u32 = 0xC000_0102;
+const AMD_HWCR: u32 = 0xC001_0015;
 
 /// Fast string operations.
 const MISC_ENABLE_FAST_STRING: u64 = 1 << 0;
@@ -35,6 +40,9 @@ const BOOT_MSRS: [(u32, u64); 11] = [
     (IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
     (IA32_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
 ];
+
+/// AMD's `TscFreqSel`: the TSC counts at the P0 frequency. Linux calls its absence a firmware bug.
+const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
 
 /// Why the registers could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +75,14 @@ pub fn set_boot_msrs(vcpu: &VcpuFd) -> Result<(), MsrError> {
     let msrs = Msrs::from_entries(&entries).map_err(|_| MsrError::List { count: entries.len() })?;
     let set = vcpu.set_msrs(&msrs).map_err(MsrError::Set)?;
     // KVM stops at the first that it refuses.
-    match BOOT_MSRS.get(set) {
-        None => Ok(()),
-        Some((index, value)) => Err(MsrError::Refused { index: *index, value: *value }),
+    if let Some((index, value)) = BOOT_MSRS.get(set) {
+        return Err(MsrError::Refused { index: *index, value: *value });
     }
+    if is_amd(__cpuid(0)) {
+        // Refused by kernels before 6.8; the guest then prints a line about it, and that is all.
+        let hwcr = kvm_msr_entry { index: AMD_HWCR, data: HWCR_TSC_FREQ_SEL, ..Default::default() };
+        let msrs = Msrs::from_entries(&[hwcr]).map_err(|_| MsrError::List { count: 1 })?;
+        vcpu.set_msrs(&msrs).map_err(MsrError::Set)?;
+    }
+    Ok(())
 }
