@@ -4,4 +4,6 @@
 //! A device knows neither cgroups nor phases, and opens no KVM file: the `vmm` crate hands it the eventfds that
 //! are wired to KVM and runs its event source on the thread that it chooses.
 
+pub mod bus;
+pub mod legacy;
 pub mod virtio;
