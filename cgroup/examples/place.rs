@@ -6,6 +6,21 @@ use std::time::Duration;
 
 use cgroup::{Cleaner, Names, Request, Resources, Role, Sums, Tree, resolve};
 
+/// The files of limits, v2 and v1.
+const LIMITS: [&str; 11] = [
+    "cgroup.type",
+    "cpu.weight",
+    "cpu.max",
+    "memory.max",
+    "pids.max",
+    "cpuset.cpus",
+    "cpuset.mems",
+    "cpu.shares",
+    "cpu.cfs_quota_us",
+    "cpu.cfs_period_us",
+    "memory.limit_in_bytes",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     if let Err(error) = run() {
         let mut text = error.to_string();
@@ -28,11 +43,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         r#"[{"cpu":{"shares":2048,"quota":200000,"period":100000},"memory":{"limit":419430400}},
             {"cpu":{"shares":3072,"quota":300000,"period":100000},"memory":{"limit":209715200}}]"#,
     )?;
-    let mut overhead: Resources =
+    let overhead: Resources =
         serde_json::from_str(r#"{"cpu":{"quota":50000},"memory":{"limit":67108864},"pids":{"limit":100}}"#)?;
-    if std::env::var_os("PLACE_CPUS").is_some() {
-        overhead.cpu.get_or_insert_default().cpus = Some("0".parse()?);
-    }
     let request = Request {
         version,
         parent,
@@ -59,6 +71,13 @@ fn run() -> Result<(), Box<dyn Error>> {
 
 fn place(tree: Tree) -> Result<(), Box<dyn Error>> {
     println!("{}", serde_json::to_string_pretty(tree.groups())?);
+    for dir in &tree.groups().created {
+        for file in LIMITS {
+            if let Ok(value) = std::fs::read_to_string(dir.join(file)) {
+                println!("{}/{file}: {}", dir.display(), value.trim());
+            }
+        }
+    }
     println!("needs exec: {}", tree.needs_exec());
     tree.join(Role::Overhead)?;
     let (state, mut fds) = tree.into_parts();

@@ -64,12 +64,12 @@ impl Drop for Builder {
 
 impl Builder {
     fn v1(&mut self, site: &Site) -> Result<(), FileError> {
-        let groups: Vec<PathBuf> =
-            site.between.iter().chain(&site.ours()).map(|group| site.dir(group)).collect();
-        for dir in groups {
+        let ours = site.ours();
+        for group in site.between.iter().chain(&ours) {
+            let dir = site.dir(group);
             self.mkdir(&dir)?;
             if site.hierarchy.has("cpuset") {
-                seed_cpuset(&dir)?;
+                seed_cpuset(&dir, ours.contains(group) && self.reused.contains(&dir))?;
             }
         }
         Ok(())

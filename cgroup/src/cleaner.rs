@@ -168,7 +168,9 @@ impl Part {
             match self.rmdir(group) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => sleep(RETRY),
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => {
+                    sleep(RETRY)
+                }
                 Err(error) => {
                     let path: &Path = &self.leftovers.base.join(group);
                     return Err(FileError::new("remove the group", path, error));

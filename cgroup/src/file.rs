@@ -66,7 +66,9 @@ fn way_out(errno: Option<i32>) -> &'static str {
         }
         Some(libc::ENOSPC) => "the group has no CPUs or memory nodes, or too many groups exist already",
         Some(libc::EAGAIN) => "a limit on the number of groups or tasks above is used up: raise it",
-        Some(libc::ELOOP | libc::ENOTDIR | libc::ENAMETOOLONG) => "it does not lead to a cgroup: name another",
+        Some(libc::ELOOP | libc::ENOTDIR | libc::ENAMETOOLONG) => {
+            "it does not lead to a cgroup: name another"
+        }
         _ => "see the kernel's answer",
     }
 }
@@ -94,7 +96,8 @@ pub(crate) fn may_create_in(dir: &Path) -> Result<(), FileError> {
     let fail = |source| FileError::new("make a group in", dir, source);
     let name = CString::new(dir.as_os_str().as_bytes()).map_err(|nul| fail(nul.into()))?;
     // SAFETY: `name` is a NUL-terminated string that outlives the call, which only reads it.
-    let rc = unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), libc::W_OK | libc::X_OK, libc::AT_EACCESS) };
+    let rc =
+        unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), libc::W_OK | libc::X_OK, libc::AT_EACCESS) };
     if rc == 0 { Ok(()) } else { Err(fail(io::Error::last_os_error())) }
 }
 

@@ -67,7 +67,9 @@ impl Hierarchy {
 
     /// The directory of a group, which need not exist; `None` when the mount does not show that part.
     pub(crate) fn dir(&self, path: &CgroupPath) -> Option<PathBuf> {
-        Some(self.point.join(path.below(&self.root)?))
+        let below = path.below(&self.root)?;
+        // Joining nothing would add a slash.
+        Some(if below.as_os_str().is_empty() { self.point.clone() } else { self.point.join(below) })
     }
 
     /// The group that memory used in `dir` is charged to on v2: the nearest with the memory controller, from

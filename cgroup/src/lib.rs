@@ -1,4 +1,76 @@
 //! Where Pinfold's threads live: hierarchies, layout, joining, limits, sums and clean-up.
+//!
+//! A process that wants its threads in a pod's cgroup from their first moment on
+//! 1. sums up what the containers and the overhead ask for ([`Sums::of`]),
+//! 2. finds a place ([`resolve`], which changes nothing) and makes it ([`Plan::create`]),
+//! 3. joins with its only thread ([`Tree::join`]),
+//! 4. execs itself when [`Tree::needs_exec`] says so, since memory stays charged to where it was first
+//!    touched; the tree travels as plain data and descriptors ([`Tree::into_parts`]),
+//! 5. has every later vCPU thread join before it does anything of its own,
+//! 6. in the end leaves and removes what was made ([`Cleaner`]).
+//!
+//! ```no_run
+//! use cgroup::{Names, Request, Resources, Role, Sums, Version, resolve};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let container: Resources =
+//!     serde_json::from_str(r#"{"cpu":{"quota":200000},"memory":{"limit":419430400}}"#)?;
+//! let tree = resolve(&Request {
+//!     version: Version::Auto,
+//!     parent: Some("/kubepods/pod1".parse()?),
+//!     names: Names {
+//!         sandbox: "kata-sandbox".parse()?,
+//!         vcpus: "kata-sandbox-vcpus".parse()?,
+//!         overhead: "kata-sandbox-overhead".parse()?,
+//!     },
+//!     sums: Sums::of([&container], None),
+//!     id: "vm1".to_owned(),
+//! })?
+//! .create()?;
+//! let cleaner = tree.cleaner()?;
+//! tree.join(Role::Overhead)?;
+//! std::thread::scope(|scope| {
+//!     scope.spawn(|| tree.join(Role::Vcpu));
+//! });
+//! cleaner.leave_and_remove(std::time::Duration::from_secs(2))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Layouts
+//! On cgroup v2 all threads of a process share one memory domain, so the two groups of threads are threaded
+//! children of one domain (Documentation/admin-guide/cgroup-v2.rst, "Threads"):
+//!
+//! ```text
+//! BASE/kata-sandbox                       domain threaded: memory, io, pids; cpu.max = sum + overhead
+//! ├── kata-sandbox-vcpus                  threaded: cpu (the sum), cpuset (the workload's union)
+//! └── kata-sandbox-overhead               threaded: cpu (pod overhead), cpuset (remaining CPUs)
+//! ```
+//!
+//! When BASE is our own group, made for the sandbox by the runtime that started us, it plays the part of
+//! `kata-sandbox`, with the limits that it has, and the caller may stay in it:
+//!
+//! ```text
+//! BASE                                    domain threaded, not ours
+//! ├── kata-sandbox-vcpus
+//! └── kata-sandbox-overhead
+//! ```
+//!
+//! On cgroup v1 every hierarchy has its own membership, by thread:
+//!
+//! ```text
+//! cpu, cpuacct, cpuset:  BASE/kata-sandbox   BASE/kata-sandbox-vcpus
+//! memory, pids, ...:     BASE/kata-sandbox
+//! ```
+//!
+//! There the overhead lives in `kata-sandbox` itself. When BASE is our own group the process stays in it for
+//! memory, pids and so on. A named v1 hierarchy, such as systemd's, only tracks processes for whoever made it:
+//! threads are placed there when BASE exists there, else left alone. The v2 hierarchy of a hybrid system is
+//! left alone when v1 is used, for the same reason.
+//!
+//! # What stays behind
+//! Controllers that were enabled in the `cgroup.subtree_control` of BASE stay enabled, as runc leaves them.
+
 mod build;
 mod cleaner;
 mod cpuset;

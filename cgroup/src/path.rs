@@ -1,7 +1,7 @@
 //! Names and paths of cgroups that cannot lead anywhere but where they say.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -136,12 +136,6 @@ impl CgroupPath {
     pub(crate) fn below(&self, ancestor: &Self) -> Option<&Path> {
         Path::new(&self.0).strip_prefix(&ancestor.0).ok()
     }
-
-    /// The directory of this group below `top`, which stands for the hierarchy's root.
-    #[must_use]
-    pub(crate) fn dir_below(&self, top: &Path) -> PathBuf {
-        top.join(self.0.trim_start_matches('/'))
-    }
 }
 
 impl FromStr for CgroupPath {
@@ -263,7 +257,8 @@ mod tests {
         assert_eq!(root.join(&name).join(&name).parent(), Some(root.join(&name)));
         assert_eq!(root.join(&name).parent(), Some(root.clone()));
         assert_eq!(root.parent(), None);
-        assert_eq!(root.join(&name).dir_below(Path::new("/m")), Path::new("/m/b"));
-        assert_eq!(root.dir_below(Path::new("/m")), Path::new("/m/"));
+        assert_eq!(root.join(&name).below(&root), Some(Path::new("b")));
+        assert_eq!(root.below(&root), Some(Path::new("")));
+        assert_eq!(root.below(&root.join(&name)), None);
     }
 }

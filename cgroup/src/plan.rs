@@ -153,7 +153,7 @@ impl Site {
     /// The directory of one of this site's groups.
     pub(crate) fn dir(&self, group: &CgroupPath) -> PathBuf {
         // All of them are at or below `base`, which the mount was seen to show.
-        self.hierarchy.dir(group).unwrap_or_else(|| group.dir_below(&PathBuf::from("/")))
+        self.hierarchy.dir(group).unwrap_or_else(|| PathBuf::from(group.as_str()))
     }
 }
 
@@ -184,7 +184,8 @@ pub fn resolve(request: &Request) -> Result<Plan, PlanError> {
 /// As [`resolve`].
 pub fn resolve_in(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError> {
     let names = &request.names;
-    for (name, others) in [(&names.sandbox, [&names.vcpus, &names.overhead]), (&names.vcpus, [&names.overhead; 2])]
+    for (name, others) in
+        [(&names.sandbox, [&names.vcpus, &names.overhead]), (&names.vcpus, [&names.overhead; 2])]
     {
         if others.contains(&name) {
             return Err(PlanError::SameName(name.clone()));
@@ -237,12 +238,19 @@ fn configured(
             // A named hierarchy only tracks processes for whoever made it (systemd its units): where the
             // parent is not in it, leaving it alone is right. What other controllers lose is worth a word.
             Err(_) if hierarchy.is_named() => {}
-            Err(error) => unapplied.push(format!("threads stay where they are in {}: {error}", hierarchy.label())),
+            Err(_) => unapplied.push(format!(
+                "threads stay where they are in the {} hierarchy: {parent} is missing there, or not writable",
+                hierarchy.label()
+            )),
         }
     }
     if sites.is_empty() {
         let hierarchy = if v2 { "v2" } else { "v1" }.to_owned();
-        return Err(PlanError::ParentMissing { path: parent.clone(), hierarchy, dir: "none fits".to_owned() });
+        return Err(PlanError::ParentMissing {
+            path: parent.clone(),
+            hierarchy,
+            dir: "none fits".to_owned(),
+        });
     }
     Ok(sites)
 }
@@ -268,7 +276,8 @@ fn own(all: &[Hierarchy], names: &Names, v2: bool) -> Result<Vec<Site>, String> 
             sites.push(Site { hierarchy, base, between: Vec::new(), sandbox: None, vcpus, overhead });
             continue;
         }
-        let dir = hierarchy.dir(own).ok_or_else(|| format!("our own group {own} is not mounted for {label}"))?;
+        let dir =
+            hierarchy.dir(own).ok_or_else(|| format!("our own group {own} is not mounted for {label}"))?;
         file::may_create_in(&dir).map_err(|error| format!("in {label} we {error} ({})", error.answer()))?;
         let mut site = site(hierarchy, own, Vec::new(), names, v2);
         if v2 {
@@ -291,7 +300,9 @@ fn last_resort(all: &[Hierarchy], request: &Request, v2: bool, own: String) -> R
     // Named hierarchies belong to whoever made them.
     for hierarchy in all.iter().filter(|hierarchy| !hierarchy.is_named()) {
         let fit = match hierarchy.dir(&root) {
-            Some(dir) => file::may_create_in(&dir).map_err(|error| format!("we {error} ({})", error.answer())),
+            Some(dir) => {
+                file::may_create_in(&dir).map_err(|error| format!("we {error} ({})", error.answer()))
+            }
             None => Err(format!("the root of {} is not mounted ({})", hierarchy.label(), hierarchy.shown())),
         };
         match fit {
@@ -312,7 +323,14 @@ fn site(hierarchy: &Hierarchy, base: &CgroupPath, between: Vec<CgroupPath>, name
     } else {
         (sandbox.clone(), sandbox.clone())
     };
-    Site { hierarchy: hierarchy.clone(), base: base.clone(), between, sandbox: Some(sandbox), vcpus, overhead }
+    Site {
+        hierarchy: hierarchy.clone(),
+        base: base.clone(),
+        between,
+        sandbox: Some(sandbox),
+        vcpus,
+        overhead,
+    }
 }
 
 fn essential(hierarchy: &Hierarchy) -> bool {
@@ -379,10 +397,9 @@ fn overhead_cpus(sites: &[Site], request: &Request, v2: bool) -> Result<Option<C
     }) else {
         return Ok(None);
     };
-    for (what, asked) in [
-        ("containers' CPUs", &request.sums.vcpus.cpus),
-        ("overhead's CPUs", &request.sums.overhead.cpus),
-    ] {
+    for (what, asked) in
+        [("containers' CPUs", &request.sums.vcpus.cpus), ("overhead's CPUs", &request.sums.overhead.cpus)]
+    {
         if let Some(asked) = asked.as_ref().filter(|asked| !asked.is_subset(&available)) {
             let (asked, base) = (asked.clone(), base.display().to_string());
             return Err(PlanError::CpusOutside { what, asked, base, available });

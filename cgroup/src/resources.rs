@@ -189,10 +189,7 @@ mod tests {
             "memory":{"limit":419430400,"disableOOMKiller":false},"pids":{"limit":7}}"#;
         let resources: Resources = serde_json::from_str(text).unwrap();
         assert_eq!(resources.cpu.as_ref().unwrap().cpus.as_ref().unwrap().len(), 2);
-        assert_eq!(
-            serde_json::to_value(&resources).unwrap(),
-            serde_json::from_str::<Value>(text).unwrap()
-        );
+        assert_eq!(serde_json::to_value(&resources).unwrap(), serde_json::from_str::<Value>(text).unwrap());
         assert!(resources.not_applied(Owner::Overhead).is_empty());
         assert_eq!(resources.not_applied(Owner::Container), ["pids.limit"]);
     }

@@ -57,7 +57,10 @@ impl Sums {
         let own = overhead.and_then(|o| o.cpu.clone()).unwrap_or_default();
         Self {
             vcpus: CpuLimits {
-                shares: cpus.iter().map(|cpu| shares(cpu).unwrap_or(DEFAULT_SHARES)).reduce(u64::saturating_add),
+                shares: cpus
+                    .iter()
+                    .map(|cpu| shares(cpu).unwrap_or(DEFAULT_SHARES))
+                    .reduce(u64::saturating_add),
                 quota: quota(&cpus),
                 cpus: union(cpus.iter().map(|cpu| cpu.cpus.as_ref())),
                 mems: union(cpus.iter().map(|cpu| cpu.mems.as_ref())),

@@ -1,0 +1,189 @@
+use std::fs;
+use std::path::Path;
+
+use super::*;
+
+/// A directory that stands for a mounted v2 hierarchy, or several v1 ones.
+struct Fake(tempfile::TempDir);
+
+impl Fake {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn group(&self, path: &str, files: &[(&str, &str)]) -> &Self {
+        let dir = self.0.path().join(path);
+        fs::create_dir_all(&dir).unwrap();
+        for (name, text) in files {
+            fs::write(dir.join(name), text).unwrap();
+        }
+        self
+    }
+
+    fn v2(&self, own: &str) -> Hierarchies {
+        let point = self.0.path().display();
+        Hierarchies::parse(&format!("1 2 0:3 / {point} rw - cgroup2 cgroup rw"), &format!("0::{own}"))
+    }
+
+    fn v1(&self, own: &[(&str, &str)]) -> Hierarchies {
+        let point = self.0.path().display();
+        let mounts: String =
+            own.iter().map(|(c, _)| format!("1 2 0:3 / {point}/{c} rw - cgroup c rw,{c}\n")).collect();
+        let lines: String = own.iter().map(|(c, path)| format!("1:{c}:{path}\n")).collect();
+        Hierarchies::parse(&mounts, &lines)
+    }
+}
+
+fn request(parent: Option<&str>) -> Request {
+    Request {
+        version: Version::Auto,
+        parent: parent.map(|parent| parent.parse().unwrap()),
+        names: Names {
+            sandbox: "box".parse().unwrap(),
+            vcpus: "vcpus".parse().unwrap(),
+            overhead: "rest".parse().unwrap(),
+        },
+        sums: Sums::default(),
+        id: "vm-1".to_owned(),
+    }
+}
+
+fn paths(plan: &Plan) -> Vec<(Option<&str>, &str, &str)> {
+    plan.sites
+        .iter()
+        .map(|s| (s.sandbox.as_ref().map(CgroupPath::as_str), s.vcpus.as_str(), s.overhead.as_str()))
+        .collect()
+}
+
+#[test]
+fn v2_below_the_configured_parent() {
+    let fake = Fake::new();
+    fake.group("pods/p1", &[("cgroup.type", "domain\n")]);
+    let plan = resolve_in(&fake.v2("/made/for/us"), &request(Some("/pods/p1"))).unwrap();
+    assert_eq!(paths(&plan), [(Some("/pods/p1/box"), "/pods/p1/box/vcpus", "/pods/p1/box/rest")]);
+    assert!(fs::read_dir(fake.0.path().join("pods/p1")).unwrap().count() == 1, "nothing was made");
+}
+
+#[test]
+fn v2_in_our_own_group() {
+    let fake = Fake::new();
+    fake.group("pods/sandbox", &[("cgroup.type", "domain threaded\n")]);
+    let plan = resolve_in(&fake.v2("/pods/sandbox"), &request(None)).unwrap();
+    assert_eq!(paths(&plan), [(None, "/pods/sandbox/vcpus", "/pods/sandbox/rest")]);
+}
+
+#[test]
+fn v2_at_the_root_when_our_own_group_is_a_service() {
+    let fake = Fake::new();
+    fake.group("system.slice/containerd.service", &[]);
+    let plan = resolve_in(&fake.v2("/system.slice/containerd.service"), &request(None)).unwrap();
+    let home = "/pinfold/vm-1/box";
+    assert_eq!(paths(&plan), [(Some(home), "/pinfold/vm-1/box/vcpus", "/pinfold/vm-1/box/rest")]);
+    assert_eq!(plan.sites[0].between.len(), 2);
+    let bad = Request { id: "a/b".to_owned(), ..request(None) };
+    assert!(matches!(resolve_in(&fake.v2("/"), &bad), Err(PlanError::Id(_))));
+}
+
+#[test]
+fn unfit_parents_are_refused() {
+    let fake = Fake::new();
+    for (name, kind) in [("t", "threaded"), ("i", "domain invalid"), ("d", "domain threaded")] {
+        fake.group(name, &[("cgroup.type", kind)]);
+        let error = resolve_in(&fake.v2("/"), &request(Some(&format!("/{name}")))).unwrap_err();
+        assert!(matches!(&error, PlanError::ParentType { kind: k, .. } if k == kind), "{error}");
+    }
+    let error = resolve_in(&fake.v2("/"), &request(Some("/nope"))).unwrap_err();
+    assert!(matches!(error, PlanError::ParentMissing { .. }));
+    assert!(error.to_string().contains("/nope"), "{error}");
+}
+
+#[test]
+fn populated_groups_are_refused_and_empty_ones_reused() {
+    let fake = Fake::new();
+    fake.group("p/box", &[("cgroup.events", "populated 1\nfrozen 0\n")]);
+    let error = resolve_in(&fake.v2("/"), &request(Some("/p"))).unwrap_err();
+    assert!(matches!(error, PlanError::Populated(_)), "{error}");
+    fake.group("p/box", &[("cgroup.events", "populated 0\nfrozen 0\n"), ("cgroup.type", "domain threaded")]);
+    resolve_in(&fake.v2("/"), &request(Some("/p"))).unwrap();
+    fake.group("p/box", &[("cgroup.type", "threaded")]);
+    assert!(matches!(resolve_in(&fake.v2("/"), &request(Some("/p"))), Err(PlanError::GroupType { .. })));
+    fake.group("memory/p/box", &[("tasks", "17\n")]).group("cpu/p", &[]);
+    let v1 = fake.v1(&[("cpu", "/"), ("memory", "/")]);
+    assert!(matches!(resolve_in(&v1, &request(Some("/p"))), Err(PlanError::Populated(_))));
+}
+
+#[test]
+fn names_must_differ() {
+    let fake = Fake::new();
+    let mut request = request(Some("/"));
+    request.names.overhead = request.names.vcpus.clone();
+    assert!(matches!(resolve_in(&fake.v2("/"), &request), Err(PlanError::SameName(_))));
+    request.names.overhead = request.names.sandbox.clone();
+    assert!(matches!(resolve_in(&fake.v2("/"), &request), Err(PlanError::SameName(_))));
+}
+
+#[test]
+fn v1_siblings_per_thread_and_one_group_elsewhere() {
+    let fake = Fake::new();
+    fake.group("cpu/p", &[]).group("memory/p", &[]).group("freezer", &[]).group("name=systemd", &[]);
+    let all = fake.v1(&[("cpu", "/"), ("memory", "/"), ("freezer", "/"), ("name=systemd", "/")]);
+    let plan = resolve_in(&all, &request(Some("/p"))).unwrap();
+    assert_eq!(paths(&plan), [(Some("/p/box"), "/p/vcpus", "/p/box"), (Some("/p/box"), "/p/box", "/p/box")]);
+    // Another controller's hierarchy without the parent is worth a word, a named one is not.
+    assert_eq!(plan.unapplied.len(), 1);
+    assert!(plan.unapplied[0].contains("v1 freezer"), "{:?}", plan.unapplied);
+    fs::remove_dir(fake.0.path().join("memory/p")).unwrap();
+    let error = resolve_in(&all, &request(Some("/p"))).unwrap_err();
+    assert!(error.to_string().contains("v1 memory"), "{error}");
+}
+
+#[test]
+fn v1_own_groups_count_only_when_all_that_the_pod_pays_for_are_there() {
+    let fake = Fake::new();
+    fake.group("cpu/s", &[]).group("memory/s", &[]).group("pids", &[]);
+    let plan =
+        resolve_in(&fake.v1(&[("cpu", "/s"), ("memory", "/s"), ("pids", "/")]), &request(None)).unwrap();
+    // Memory stays where the runtime put it.
+    assert_eq!(paths(&plan), [(Some("/s/box"), "/s/vcpus", "/s/box"), (None, "/s", "/s")]);
+    assert_eq!(plan.sites[1].ours(), []);
+    let plan = resolve_in(&fake.v1(&[("cpu", "/"), ("memory", "/s")]), &request(None)).unwrap();
+    assert_eq!(plan.sites[1].sandbox.as_ref().unwrap().as_str(), "/pinfold/vm-1/box");
+}
+
+#[test]
+fn a_root_out_of_sight_is_no_base() {
+    let fake = Fake::new();
+    let point = fake.0.path().display();
+    let part = Hierarchies::parse(&format!("1 2 0:3 /docker {point} rw - cgroup2 c rw"), "0::/x.service");
+    let error = resolve_in(&part, &request(None)).unwrap_err();
+    assert!(error.to_string().contains("cgroup.parent"), "{error}");
+    assert!(matches!(error, PlanError::NoBase { .. }));
+}
+
+#[test]
+fn cpus_come_from_the_base() {
+    let fake = Fake::new();
+    fake.group("", &[("cpuset.cpus.effective", "0-7\n")]).group("p", &[("cpuset.cpus.effective", "0-3\n")]);
+    fake.group("q/r", &[]);
+    let on = |parent: &str, cpus: &str| {
+        let mut request = request(Some(parent));
+        request.sums.vcpus.cpus = Some(cpus.parse().unwrap());
+        resolve_in(&fake.v2("/"), &request).map(|plan| plan.overhead_cpus.map(|set| set.to_string()))
+    };
+    assert_eq!(on("/p", "1").unwrap().as_deref(), Some("0,2-3"));
+    assert_eq!(on("/p", "0-3").unwrap(), None);
+    assert!(matches!(on("/p", "3-4"), Err(PlanError::CpusOutside { .. })));
+    // Without the controller the CPUs are those of a group above.
+    assert_eq!(on("/q/r", "4").unwrap().as_deref(), Some("0-3,5-7"));
+}
+
+#[test]
+fn nobody_lives_outside_the_mount() {
+    let fake = Fake::new();
+    fake.group("p", &[]);
+    let plan = resolve_in(&fake.v2("/"), &request(Some("/p"))).unwrap();
+    for group in plan.sites[0].ours() {
+        assert!(plan.sites[0].dir(&group).starts_with(fake.0.path()));
+    }
+    assert_eq!(plan.sites[0].dir(&"/p".parse().unwrap()), fake.0.path().join(Path::new("p")));
+}

@@ -1,0 +1,75 @@
+use std::fs;
+
+use super::*;
+
+fn tree(dir: &std::path::Path) -> Tree {
+    let door = |kind, name: &str| {
+        fs::write(dir.join(name), "").unwrap();
+        (kind, Door::open(dir.join(name)).unwrap())
+    };
+    Tree {
+        groups: Groups {
+            v2: true,
+            places: Vec::new(),
+            created: vec![dir.to_owned()],
+            unapplied: Vec::new(),
+            pending: Vec::new(),
+        },
+        joined: AtomicBool::new(false),
+        needs_exec: true,
+        doors: vec![
+            door(Kind::Process, "procs"),
+            door(Kind::Thread(Role::Overhead), "overhead"),
+            door(Kind::Thread(Role::Vcpu), "vcpu"),
+        ],
+        leftovers: Vec::new(),
+    }
+}
+
+fn written(dir: &std::path::Path) -> [String; 3] {
+    ["procs", "overhead", "vcpu"].map(|name| fs::read_to_string(dir.join(name)).unwrap())
+}
+
+#[test]
+fn the_process_joins_once_and_threads_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = tree(dir.path());
+    tree.join(Role::Overhead).unwrap();
+    assert_eq!(written(dir.path()), ["0", "0", ""]);
+    tree.join(Role::Vcpu).unwrap();
+    tree.join(Role::Vcpu).unwrap();
+    assert_eq!(written(dir.path()), ["0", "0", "00"]);
+}
+
+#[test]
+fn it_survives_an_exec_among_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = tree(dir.path());
+    first.join(Role::Overhead).unwrap();
+    let (state, mut fds) = first.into_parts();
+    let text = serde_json::to_string(&state).unwrap();
+    fds.insert(1, ("stranger".to_owned(), fs::File::open(dir.path()).unwrap().into()));
+    let second = Tree::from_parts(serde_json::from_str(&text).unwrap(), &mut fds).unwrap();
+    assert_eq!(fds.len(), 1);
+    assert!(second.needs_exec());
+    assert_eq!(second.groups().created, [dir.path()]);
+    second.join(Role::Vcpu).unwrap();
+    assert_eq!(written(dir.path()), ["0", "0", "0"]);
+
+    let lost = Tree::from_parts(state.clone(), &mut fds).unwrap_err();
+    assert_eq!(lost, PartsError::Missing("cgroup.tree.0".to_owned()));
+    let other = TreeState { format: 99, ..state };
+    assert_eq!(Tree::from_parts(other, &mut fds).unwrap_err(), PartsError::Format { got: 99, ours: FORMAT });
+}
+
+#[test]
+fn a_refused_join_names_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tree = tree(dir.path());
+    // A descriptor that cannot be written to.
+    tree.doors[0].1.file = fs::File::open(dir.path().join("procs")).unwrap();
+    let error = tree.join(Role::Overhead).unwrap_err();
+    assert!(error.to_string().contains("procs"), "{error}");
+    assert_eq!(error.errno(), Some(libc::EBADF));
+    assert!(!tree.joined.load(Ordering::Acquire));
+}
