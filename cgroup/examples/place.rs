@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use cgroup::{Cleaner, Names, Request, Resources, Role, Sums, Tree, resolve};
+use cgroup::{Cleaner, Names, Request, Resources, Role, Tree, resolve};
 
 /// The files of limits, v2 and v1.
 const LIMITS: [&str; 11] = [
@@ -53,16 +53,16 @@ fn run() -> Result<(), Box<dyn Error>> {
             vcpus: "kata-sandbox-vcpus".parse()?,
             overhead: "kata-sandbox-overhead".parse()?,
         },
-        sums: Sums::of(&containers, Some(&overhead)),
+        containers,
+        overhead: Some(overhead),
         id: "example".to_owned(),
     };
 
-    let tree = resolve(&request)?.create()?;
-    let cleaner = tree.cleaner()?;
+    let (tree, cleaner) = resolve(&request)?.create()?;
     let outcome = place(tree);
     // Through the form in which both would survive an exec.
-    let (state, mut fds) = cleaner.into_parts();
-    let cleaner = Cleaner::from_parts(serde_json::from_value(serde_json::to_value(state)?)?, &mut fds)?;
+    let (state, fds) = cleaner.into_parts();
+    let cleaner = Cleaner::from_parts(serde_json::from_value(serde_json::to_value(state)?)?, fds)?;
     cleaner.leave_and_remove(Duration::from_secs(2))?;
     println!("after:");
     print_threads()?;
@@ -80,11 +80,11 @@ fn place(tree: Tree) -> Result<(), Box<dyn Error>> {
     }
     println!("needs exec: {}", tree.needs_exec());
     tree.join(Role::Overhead)?;
-    let (state, mut fds) = tree.into_parts();
-    let tree = Tree::from_parts(serde_json::from_value(serde_json::to_value(state)?)?, &mut fds)?;
+    let (state, fds) = tree.into_parts();
+    let tree = Tree::from_parts(serde_json::from_value(serde_json::to_value(state)?)?, fds)?;
     std::thread::scope(|scope| {
         let vcpu = std::thread::Builder::new().name("fc_vcpu 0".to_owned()).spawn_scoped(scope, || {
-            tree.join(Role::Vcpu).map_err(|error| format!("{error}: {:?}", error.errno()))?;
+            tree.join(Role::Vcpu).map_err(|error| error.to_string())?;
             print_threads().map_err(|error| error.to_string())
         })?;
         vcpu.join().map_err(|_| "the vCPU thread panicked")?.map_err(Into::into)

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
 use crate::file::{Door, FileError};
-use crate::parts::{self, PartsError};
+use crate::parts;
 use crate::path::CgroupPath;
 use crate::plan::Site;
 
@@ -86,8 +87,12 @@ struct Part {
 }
 
 impl Cleaner {
-    pub(crate) fn open(leftovers: &[Leftovers]) -> Result<Self, FileError> {
-        let parts = leftovers.iter().map(|leftovers| {
+    pub(crate) fn open(sites: &[Site]) -> Result<Self, FileError> {
+        Self::of(sites.iter().filter_map(Leftovers::of))
+    }
+
+    fn of(leftovers: impl Iterator<Item = Leftovers>) -> Result<Self, FileError> {
+        let parts = leftovers.map(|leftovers| {
             let base = File::options()
                 .read(true)
                 .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
@@ -95,9 +100,36 @@ impl Cleaner {
                 .map_err(|source| FileError::new("open the group", &leftovers.base, source))?;
             // An ordinary user may be unable to go back; then the groups go when somebody else removes them.
             let exits = leftovers.exits.iter().filter_map(|dir| Door::open(dir.join("cgroup.procs")).ok());
-            Ok(Part { leftovers: leftovers.clone(), exits: exits.collect(), base: base.into() })
+            let exits = exits.collect();
+            Ok(Part { leftovers, exits, base: base.into() })
         });
         Ok(Self { parts: parts.collect::<Result<_, _>>()? })
+    }
+
+    /// Moves a process, with all its threads, back to where it was started, out of the groups that are to be
+    /// removed.
+    ///
+    /// # Errors
+    /// When a hierarchy lets it go nowhere; the others have been left all the same.
+    pub fn move_out(&self, pid: i32) -> Result<(), Error> {
+        self.leave(pid).map_err(Error::from)
+    }
+
+    /// `pid` 0 is the calling process.
+    fn leave(&self, pid: i32) -> Result<(), FileError> {
+        let mut failure = None;
+        for part in &self.parts {
+            // In order until one takes it. An ordinary user may have none that could be opened.
+            let mut outcome = Ok(());
+            for exit in &part.exits {
+                outcome = exit.move_in(pid);
+                if outcome.is_ok() {
+                    break;
+                }
+            }
+            failure = failure.or(outcome.err());
+        }
+        failure.map_or(Ok(()), Err)
     }
 
     /// Moves the calling process, with all its threads, back to where it was started, and removes the groups,
@@ -106,10 +138,11 @@ impl Cleaner {
     ///
     /// # Errors
     /// When a group is still there at the deadline, naming it; the others have been removed as far as possible.
-    pub fn leave_and_remove(&self, deadline: Duration) -> Result<(), FileError> {
-        for part in &self.parts {
-            // In order until one lets us in. When none does, removing says what is in the way.
-            let _ = part.exits.iter().any(|exit| exit.enter().is_ok());
+    pub fn leave_and_remove(&self, deadline: Duration) -> Result<(), Error> {
+        // Where that fails, removing says what is in the way.
+        let left = self.leave(0);
+        if let Err(error) = &left {
+            log::debug!("{error}: {}", error.answer());
         }
         let end = Instant::now() + deadline;
         let mut failure = None;
@@ -122,7 +155,7 @@ impl Cleaner {
                 let _ = part.leftovers.shared.iter().try_for_each(|group| part.rmdir(group));
             }
         }
-        failure.map_or(Ok(()), Err)
+        failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// Takes it apart to travel through an exec: plain data, and named descriptors (all close-on-exec, their
@@ -142,19 +175,18 @@ impl Cleaner {
         (CleanerState { format: FORMAT, parts: states }, fds)
     }
 
-    /// Puts together what [`Cleaner::into_parts`] gave, taking its own descriptors out of `fds` and leaving
-    /// the others there.
+    /// Puts together what [`Cleaner::into_parts`] gave, among descriptors that may hold others: those are closed.
     ///
     /// # Errors
     /// When the state is of another version or a descriptor is missing.
-    pub fn from_parts(state: CleanerState, fds: &mut Vec<(String, OwnedFd)>) -> Result<Self, PartsError> {
+    pub fn from_parts(state: CleanerState, mut fds: Vec<(String, OwnedFd)>) -> Result<Self, Error> {
         parts::check_format(state.format, FORMAT)?;
         let mut all = Vec::new();
         for (i, part) in state.parts.into_iter().enumerate() {
-            let base = parts::take(fds, &base_name(i))?;
+            let base = parts::take(&mut fds, &base_name(i))?;
             let mut exits = Vec::new();
             for (j, path) in part.exits.into_iter().enumerate() {
-                exits.push(Door { path, file: parts::take(fds, &exit_name(i, j))?.into() });
+                exits.push(Door { path, file: parts::take(&mut fds, &exit_name(i, j))?.into() });
             }
             all.push(Part { leftovers: part.leftovers, exits, base });
         }

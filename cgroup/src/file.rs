@@ -118,10 +118,15 @@ impl Door {
         }
     }
 
-    /// Moves the calling thread (`tasks`, `cgroup.threads`) or process (`cgroup.procs`): `0` means the writer.
+    /// Moves the calling thread (`tasks`, `cgroup.threads`) or process (`cgroup.procs`).
     pub(crate) fn enter(&self) -> Result<(), FileError> {
-        (&self.file)
-            .write_all(b"0")
-            .map_err(|source| FileError::new("place a thread by writing `0` to", &self.path, source))
+        self.move_in(0)
+    }
+
+    /// Moves a thread or process; 0 means the writer.
+    pub(crate) fn move_in(&self, id: i32) -> Result<(), FileError> {
+        (&self.file).write_all(id.to_string().as_bytes()).map_err(|source| {
+            FileError::new(format!("place a thread or process by writing `{id}` to"), &self.path, source)
+        })
     }
 }

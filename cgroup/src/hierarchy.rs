@@ -12,7 +12,7 @@ use crate::path::CgroupPath;
 /// Which version of cgroups is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Version {
+pub enum VersionChoice {
     /// The one that has the CPU and memory controllers.
     #[default]
     Auto,
@@ -144,16 +144,16 @@ impl Hierarchies {
     }
 
     /// The hierarchies to place threads in: one for v2, else every v1 one.
-    pub(crate) fn choose(&self, version: Version) -> Result<Chosen<'_>, HierarchyError> {
+    pub(crate) fn choose(&self, version: VersionChoice) -> Result<Chosen<'_>, HierarchyError> {
         let v1_has_controllers = self.v1.iter().any(|h| h.has("cpu") || h.has("memory"));
         let v1_usable = self.v1.iter().any(|h| !h.is_named());
         match (version, &self.v2) {
-            (Version::V2, Some(v2)) => Ok(Chosen::V2(v2)),
-            (Version::Auto, Some(v2)) if !v1_has_controllers => Ok(Chosen::V2(v2)),
-            (Version::V1 | Version::Auto, _) if v1_usable => Ok(Chosen::V1(&self.v1)),
-            (Version::V1, _) => Err(HierarchyError::NotMounted("v1")),
-            (Version::V2, None) => Err(HierarchyError::NotMounted("v2")),
-            (Version::Auto, _) => Err(HierarchyError::NotMounted("v1 or v2")),
+            (VersionChoice::V2, Some(v2)) => Ok(Chosen::V2(v2)),
+            (VersionChoice::Auto, Some(v2)) if !v1_has_controllers => Ok(Chosen::V2(v2)),
+            (VersionChoice::V1 | VersionChoice::Auto, _) if v1_usable => Ok(Chosen::V1(&self.v1)),
+            (VersionChoice::V1, _) => Err(HierarchyError::NotMounted("v1")),
+            (VersionChoice::V2, None) => Err(HierarchyError::NotMounted("v2")),
+            (VersionChoice::Auto, _) => Err(HierarchyError::NotMounted("v1 or v2")),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Where Pinfold's threads live: hierarchies, layout, joining, limits, sums and clean-up.
 //!
 //! A process that wants its threads in a pod's cgroup from their first moment on
-//! 1. sums up what the containers and the overhead ask for ([`Sums::of`]),
-//! 2. finds a place ([`resolve`], which changes nothing) and makes it ([`Plan::create`]),
+//! 1. finds a place ([`resolve`], which changes nothing but sums up what the containers and the overhead ask for),
+//! 2. makes it ([`Plan::create`]),
 //! 3. joins with its only thread ([`Tree::join`]),
 //! 4. execs itself when [`Tree::needs_exec`] says so, since memory stays charged to where it was first
 //!    touched; the tree travels as plain data and descriptors ([`Tree::into_parts`]),
@@ -10,24 +10,24 @@
 //! 6. in the end leaves and removes what was made ([`Cleaner`]).
 //!
 //! ```no_run
-//! use cgroup::{Names, Request, Resources, Role, Sums, Version, resolve};
+//! use cgroup::{Names, Request, Resources, Role, VersionChoice, resolve};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let container: Resources =
 //!     serde_json::from_str(r#"{"cpu":{"quota":200000},"memory":{"limit":419430400}}"#)?;
-//! let tree = resolve(&Request {
-//!     version: Version::Auto,
+//! let (tree, cleaner) = resolve(&Request {
+//!     version: VersionChoice::Auto,
 //!     parent: Some("/kubepods/pod1".parse()?),
 //!     names: Names {
 //!         sandbox: "kata-sandbox".parse()?,
 //!         vcpus: "kata-sandbox-vcpus".parse()?,
 //!         overhead: "kata-sandbox-overhead".parse()?,
 //!     },
-//!     sums: Sums::of([&container], None),
+//!     containers: vec![container],
+//!     overhead: None,
 //!     id: "vm1".to_owned(),
 //! })?
 //! .create()?;
-//! let cleaner = tree.cleaner()?;
 //! tree.join(Role::Overhead)?;
 //! std::thread::scope(|scope| {
 //!     scope.spawn(|| tree.join(Role::Vcpu));
@@ -74,6 +74,7 @@
 mod build;
 mod cleaner;
 mod cpuset;
+mod error;
 mod file;
 mod hierarchy;
 mod limits;
@@ -86,8 +87,9 @@ mod tree;
 
 pub use cleaner::{Cleaner, CleanerState};
 pub use cpuset::{CpuSet, CpuSetError};
+pub use error::Error;
 pub use file::FileError;
-pub use hierarchy::{Hierarchies, HierarchyError, Version};
+pub use hierarchy::{Hierarchies, HierarchyError, VersionChoice};
 pub use parts::PartsError;
 pub use path::{CgroupPath, GroupName, PathError};
 pub use plan::{Names, Plan, PlanError, Request, resolve, resolve_in};

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
+use crate::error::Error;
 use crate::file::{self, FileError};
-use crate::hierarchy::{Chosen, Hierarchies, Hierarchy, HierarchyError, Version, made_for_us};
+use crate::hierarchy::{Chosen, Hierarchies, Hierarchy, HierarchyError, VersionChoice, made_for_us};
 use crate::path::{CgroupPath, GroupName, PathError};
+use crate::resources::{Owner, Resources};
 use crate::sums::Sums;
 
 /// v1 controllers whose groups are per thread: the vCPUs get a group of their own.
@@ -28,16 +30,18 @@ pub struct Names {
 }
 
 /// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Which hierarchies to use.
-    pub version: Version,
+    pub version: VersionChoice,
     /// The group to build in; must exist. `None`: our own group, else `/pinfold/<id>`.
     pub parent: Option<CgroupPath>,
     /// How our groups are called.
     pub names: Names,
-    /// The limits.
-    pub sums: Sums,
+    /// What the containers ask for: its sum limits the vCPU threads.
+    pub containers: Vec<Resources>,
+    /// What the pod overhead asks for: it limits all other threads.
+    pub overhead: Option<Resources>,
     /// The microVM's name, for the group of last resort, `/pinfold/<id>`.
     pub id: String,
 }
@@ -174,15 +178,19 @@ pub struct Plan {
 /// # Errors
 /// When a configured parent is missing, not writable or of the wrong type, when a group of our name is
 /// populated, or when no base can be had; each says how to name one.
-pub fn resolve(request: &Request) -> Result<Plan, PlanError> {
-    resolve_in(&Hierarchies::discover()?, request)
+pub fn resolve(request: &Request) -> Result<Plan, Error> {
+    resolve_in(&Hierarchies::discover().map_err(PlanError::from)?, request)
 }
 
 /// [`resolve`] in hierarchies found before.
 ///
 /// # Errors
 /// As [`resolve`].
-pub fn resolve_in(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError> {
+pub fn resolve_in(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, Error> {
+    Ok(plan(hierarchies, request)?)
+}
+
+fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError> {
     let names = &request.names;
     for (name, others) in
         [(&names.sandbox, [&names.vcpus, &names.overhead]), (&names.vcpus, [&names.overhead; 2])]
@@ -195,7 +203,8 @@ pub fn resolve_in(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, 
         Chosen::V2(v2) => (true, std::slice::from_ref(v2)),
         Chosen::V1(all) => (false, all),
     };
-    let mut unapplied = Vec::new();
+    let sums = Sums::of(&request.containers, request.overhead.as_ref());
+    let mut unapplied = never_applied(request);
     let sites = match &request.parent {
         Some(parent) => configured(all, parent, names, v2, &mut unapplied)?,
         None => match own(all, names, v2) {
@@ -209,8 +218,22 @@ pub fn resolve_in(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, 
             check_group(&site.dir(&group), site.sandbox.as_ref() == Some(&group), v2)?;
         }
     }
-    let overhead_cpus = overhead_cpus(&sites, request, v2)?;
-    Ok(Plan { v2, sites, sums: request.sums.clone(), overhead_cpus, unapplied })
+    let overhead_cpus = overhead_cpus(&sites, &sums, v2)?;
+    Ok(Plan { v2, sites, sums, overhead_cpus, unapplied })
+}
+
+/// What was asked for that Pinfold never applies.
+fn never_applied(request: &Request) -> Vec<String> {
+    let containers = request.containers.iter().zip(1..).map(|(container, number): (_, usize)| {
+        (format!("container {number}"), container.not_applied(Owner::Container))
+    });
+    let overhead =
+        request.overhead.iter().map(|o| ("the overhead".to_owned(), o.not_applied(Owner::Overhead)));
+    let all = containers.chain(overhead);
+    all.flat_map(|(whose, fields)| {
+        fields.into_iter().map(move |f| format!("{f} of {whose} is never applied"))
+    })
+    .collect()
 }
 
 /// The sites of a base that is given from outside.
@@ -386,7 +409,7 @@ fn cgroup_type(dir: &std::path::Path) -> Result<Option<String>, FileError> {
 }
 
 /// The overhead group's CPUs, after checking that the base has those asked for.
-fn overhead_cpus(sites: &[Site], request: &Request, v2: bool) -> Result<Option<CpuSet>, PlanError> {
+fn overhead_cpus(sites: &[Site], sums: &Sums, v2: bool) -> Result<Option<CpuSet>, PlanError> {
     let Some(site) = sites.iter().find(|site| v2 || site.hierarchy.has("cpuset")) else { return Ok(None) };
     let base = site.dir(&site.base);
     // Without the cpuset controller in the base itself, its CPUs are those of the nearest group that has it.
@@ -397,15 +420,13 @@ fn overhead_cpus(sites: &[Site], request: &Request, v2: bool) -> Result<Option<C
     }) else {
         return Ok(None);
     };
-    for (what, asked) in
-        [("containers' CPUs", &request.sums.vcpus.cpus), ("overhead's CPUs", &request.sums.overhead.cpus)]
-    {
+    for (what, asked) in [("containers' CPUs", &sums.vcpus.cpus), ("overhead's CPUs", &sums.overhead.cpus)] {
         if let Some(asked) = asked.as_ref().filter(|asked| !asked.is_subset(&available)) {
             let (asked, base) = (asked.clone(), base.display().to_string());
             return Err(PlanError::CpusOutside { what, asked, base, available });
         }
     }
-    Ok(request.sums.overhead_cpus(&available))
+    Ok(sums.overhead_cpus(&available))
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::build::build;
-use crate::cleaner::{Cleaner, Leftovers};
+use crate::cleaner::Cleaner;
+use crate::error::Error;
 use crate::file::{Door, FileError};
-use crate::parts::{self, PartsError};
+use crate::parts;
 use crate::path::CgroupPath;
 use crate::plan::{Plan, Site};
 
@@ -73,7 +74,6 @@ pub struct TreeState {
     joined: bool,
     needs_exec: bool,
     doors: Vec<(Kind, PathBuf)>,
-    leftovers: Vec<Leftovers>,
 }
 
 /// Who goes through a door.
@@ -92,26 +92,26 @@ pub struct Tree {
     joined: AtomicBool,
     needs_exec: bool,
     doors: Vec<(Kind, Door)>,
-    leftovers: Vec<Leftovers>,
 }
 
 impl Plan {
-    /// Makes the groups, sets their limits and opens the descriptors to join them by.
+    /// Makes the groups, sets their limits, and opens the descriptors to join them by, and those to leave and
+    /// remove them by.
     ///
     /// # Errors
     /// When the kernel refuses a group, its type, a limit, or the opening; everything that was made is removed
     /// then. A limit whose controller is missing is no error but noted in [`Groups::unapplied`].
-    pub fn create(self) -> Result<Tree, FileError> {
+    pub fn create(self) -> Result<(Tree, Cleaner), Error> {
         let built = build(&self)?;
-        let leftovers = self.sites.iter().filter_map(Leftovers::of).collect::<Vec<_>>();
-        let doors = match self.doors() {
-            Ok(doors) => doors,
+        let opened = self.doors().and_then(|doors| Ok((doors, Cleaner::open(&self.sites)?)));
+        let (doors, cleaner) = match opened {
+            Ok(opened) => opened,
             Err(error) => {
                 for dir in built.created.iter().rev() {
                     // The error to report is the one above; what stays is in its path.
                     let _ = std::fs::remove_dir(dir);
                 }
-                return Err(error);
+                return Err(error.into());
             }
         };
         let places = self.sites.iter().map(|site| Place {
@@ -127,7 +127,8 @@ impl Plan {
             unapplied: built.unapplied,
             pending: built.pending,
         };
-        Ok(Tree { needs_exec: self.needs_exec(), groups, joined: AtomicBool::new(false), doors, leftovers })
+        let joined = AtomicBool::new(false);
+        Ok((Tree { needs_exec: self.needs_exec(), groups, joined, doors }, cleaner))
     }
 
     fn doors(&self) -> Result<Vec<(Kind, Door)>, FileError> {
@@ -172,7 +173,7 @@ impl Tree {
     ///
     /// # Errors
     /// When the kernel refuses the move; the thread must then not go on.
-    pub fn join(&self, role: Role) -> Result<(), FileError> {
+    pub fn join(&self, role: Role) -> Result<(), Error> {
         let first = !self.joined.load(Ordering::Acquire);
         for (kind, door) in &self.doors {
             if *kind == Kind::Thread(role) || (first && *kind == Kind::Process) {
@@ -196,15 +197,6 @@ impl Tree {
         &self.groups
     }
 
-    /// What is needed to remove the groups in the end. Opens paths: to be called before a chroot or a change
-    /// of user, but before or after joining.
-    ///
-    /// # Errors
-    /// When the directory of a base cannot be opened.
-    pub fn cleaner(&self) -> Result<Cleaner, FileError> {
-        Cleaner::open(&self.leftovers)
-    }
-
     /// Takes it apart to travel through an exec: plain data, and named descriptors (all close-on-exec, their
     /// names start with `cgroup.tree.`).
     #[must_use]
@@ -216,22 +208,20 @@ impl Tree {
             joined: self.joined.into_inner(),
             needs_exec: self.needs_exec,
             doors,
-            leftovers: self.leftovers,
         };
         let files = self.doors.into_iter().map(|(_, door)| OwnedFd::from(door.file));
         (state, files.enumerate().map(|(i, fd)| (format!("cgroup.tree.{i}"), fd)).collect())
     }
 
-    /// Puts together what [`Tree::into_parts`] gave, taking its own descriptors out of `fds` and leaving the
-    /// others there.
+    /// Puts together what [`Tree::into_parts`] gave, among descriptors that may hold others: those are closed.
     ///
     /// # Errors
     /// When the state is of another version or a descriptor is missing.
-    pub fn from_parts(state: TreeState, fds: &mut Vec<(String, OwnedFd)>) -> Result<Self, PartsError> {
+    pub fn from_parts(state: TreeState, mut fds: Vec<(String, OwnedFd)>) -> Result<Self, Error> {
         parts::check_format(state.format, FORMAT)?;
         let mut doors = Vec::new();
         for (i, (kind, path)) in state.doors.into_iter().enumerate() {
-            let file = parts::take(fds, &format!("cgroup.tree.{i}"))?.into();
+            let file = parts::take(&mut fds, &format!("cgroup.tree.{i}"))?.into();
             doors.push((kind, Door { path, file }));
         }
         Ok(Self {
@@ -239,7 +229,6 @@ impl Tree {
             joined: AtomicBool::new(state.joined),
             needs_exec: state.needs_exec,
             doors,
-            leftovers: state.leftovers,
         })
     }
 }

@@ -19,13 +19,16 @@ fn base() -> (tempfile::TempDir, Leftovers) {
     (dir, leftovers)
 }
 
+fn cleaner<const N: usize>(leftovers: [Leftovers; N]) -> Cleaner {
+    Cleaner::of(leftovers.into_iter()).unwrap()
+}
+
 #[test]
 fn leaves_and_removes_what_is_ours() {
     let (dir, leftovers) = base();
-    let (state, mut fds) = Cleaner::open(&[leftovers]).unwrap().into_parts();
+    let (state, fds) = cleaner([leftovers]).into_parts();
     let text = serde_json::to_string(&state).unwrap();
-    let cleaner = Cleaner::from_parts(serde_json::from_str(&text).unwrap(), &mut fds).unwrap();
-    assert!(fds.is_empty());
+    let cleaner = Cleaner::from_parts(serde_json::from_str(&text).unwrap(), fds).unwrap();
     cleaner.leave_and_remove(Duration::ZERO).unwrap();
     assert!(!dir.path().join("pinfold").exists());
     assert_eq!(fs::read_to_string(dir.path().join("start/cgroup.procs")).unwrap(), "0");
@@ -34,10 +37,17 @@ fn leaves_and_removes_what_is_ours() {
 }
 
 #[test]
+fn another_process_is_moved_by_its_id() {
+    let (dir, leftovers) = base();
+    cleaner([leftovers]).move_out(4711).unwrap();
+    assert_eq!(fs::read_to_string(dir.path().join("start/cgroup.procs")).unwrap(), "4711");
+}
+
+#[test]
 fn what_others_share_stays() {
     let (dir, leftovers) = base();
     fs::create_dir(dir.path().join("pinfold/other")).unwrap();
-    Cleaner::open(&[leftovers]).unwrap().leave_and_remove(Duration::ZERO).unwrap();
+    cleaner([leftovers]).leave_and_remove(Duration::ZERO).unwrap();
     assert!(dir.path().join("pinfold/other").exists());
     assert!(!dir.path().join("pinfold/vm").exists());
 }
@@ -48,7 +58,8 @@ fn what_cannot_be_removed_is_named_and_the_rest_goes() {
     let (other, mut second) = base();
     second.exits.clear();
     fs::write(dir.path().join("pinfold/vm/box/stray"), "").unwrap();
-    let error = Cleaner::open(&[leftovers, second]).unwrap().leave_and_remove(Duration::ZERO).unwrap_err();
+    let error = cleaner([leftovers, second]).leave_and_remove(Duration::ZERO).unwrap_err();
+    let Error::File(error) = error else { panic!("{error}") };
     assert_eq!(error.path(), dir.path().join("pinfold/vm/box"));
     assert!(!dir.path().join("pinfold/vm/box/rest").exists());
     assert!(!other.path().join("pinfold").exists());
@@ -58,6 +69,6 @@ fn what_cannot_be_removed_is_named_and_the_rest_goes() {
 fn a_base_that_is_gone_is_an_error_at_the_start() {
     let (dir, mut leftovers) = base();
     leftovers.base = dir.path().join("gone");
-    let error = Cleaner::open(&[leftovers]).unwrap_err();
+    let error = Cleaner::of([leftovers].into_iter()).unwrap_err();
     assert_eq!(error.errno(), Some(libc::ENOENT));
 }

@@ -24,12 +24,12 @@ fn v1_apart_and_hybrid() {
     assert_eq!(all.own_cgroup("memory"), Some(&path("/a/b:c")));
     assert_eq!(all.own_cgroup(""), Some(&path("/x")));
     assert_eq!(all.own_cgroup("pids"), None);
-    let Chosen::V1(v1) = all.choose(Version::Auto).unwrap() else { panic!("controllers are in v1") };
+    let Chosen::V1(v1) = all.choose(VersionChoice::Auto).unwrap() else { panic!("controllers are in v1") };
     assert_eq!(v1.iter().map(|h| h.key.as_str()).collect::<Vec<_>>(), ["name=systemd", "memory", "cpu"]);
     assert_eq!(v1[1].dir(&path("/p")).unwrap(), Path::new("/sys/fs/cgroup/memory/p"));
     assert_eq!(v1[1].dir(&CgroupPath::root()).unwrap().as_os_str(), "/sys/fs/cgroup/memory");
     assert!(v1[0].is_named() && v1[2].has("cpu") && !v1[2].has("cpuacct"));
-    assert!(matches!(all.choose(Version::V2).unwrap(), Chosen::V2(v2) if v2.key.is_empty()));
+    assert!(matches!(all.choose(VersionChoice::V2).unwrap(), Chosen::V2(v2) if v2.key.is_empty()));
 }
 
 #[test]
@@ -39,14 +39,14 @@ fn v1_mounted_together_and_hybrid_with_controllers_in_v2() {
 33 31 0:30 / /sys/fs/cgroup/net_cls,net_prio rw - cgroup cgroup rw,net_cls,net_prio
 41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate";
     let all = Hierarchies::parse(mounts, "3:cpu,cpuacct:/a\n2:net_cls,net_prio:/\n0::/");
-    let Chosen::V1(v1) = all.choose(Version::Auto).unwrap() else { panic!("cpu is in v1") };
+    let Chosen::V1(v1) = all.choose(VersionChoice::Auto).unwrap() else { panic!("cpu is in v1") };
     assert!(v1[0].has("cpu") && v1[0].has("cpuacct"));
     let all = Hierarchies::parse(
         &mounts.lines().skip(1).collect::<Vec<_>>().join("\n"),
         "2:net_cls,net_prio:/\n0::/",
     );
-    assert!(matches!(all.choose(Version::Auto).unwrap(), Chosen::V2(_)));
-    assert!(matches!(all.choose(Version::V1).unwrap(), Chosen::V1(_)));
+    assert!(matches!(all.choose(VersionChoice::Auto).unwrap(), Chosen::V2(_)));
+    assert!(matches!(all.choose(VersionChoice::V1).unwrap(), Chosen::V1(_)));
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn nothing_mounted_is_said() {
         [("", "0::/"), ("1 2 0:3 / /x rw - cgroup cgroup rw,name=systemd", "1:name=systemd:/\n0::/")]
     {
         let all = Hierarchies::parse(mounts, own);
-        for version in [Version::Auto, Version::V1, Version::V2] {
+        for version in [VersionChoice::Auto, VersionChoice::V1, VersionChoice::V2] {
             assert!(matches!(all.choose(version), Err(HierarchyError::NotMounted(_))), "{version:?}");
         }
     }

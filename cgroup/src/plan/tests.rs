@@ -34,16 +34,24 @@ impl Fake {
     }
 }
 
+fn resolved(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError> {
+    resolve_in(hierarchies, request).map_err(|error| match error {
+        Error::Plan(error) => error,
+        other => panic!("{other}"),
+    })
+}
+
 fn request(parent: Option<&str>) -> Request {
     Request {
-        version: Version::Auto,
+        version: VersionChoice::Auto,
         parent: parent.map(|parent| parent.parse().unwrap()),
         names: Names {
             sandbox: "box".parse().unwrap(),
             vcpus: "vcpus".parse().unwrap(),
             overhead: "rest".parse().unwrap(),
         },
-        sums: Sums::default(),
+        containers: Vec::new(),
+        overhead: None,
         id: "vm-1".to_owned(),
     }
 }
@@ -59,7 +67,7 @@ fn paths(plan: &Plan) -> Vec<(Option<&str>, &str, &str)> {
 fn v2_below_the_configured_parent() {
     let fake = Fake::new();
     fake.group("pods/p1", &[("cgroup.type", "domain\n")]);
-    let plan = resolve_in(&fake.v2("/made/for/us"), &request(Some("/pods/p1"))).unwrap();
+    let plan = resolved(&fake.v2("/made/for/us"), &request(Some("/pods/p1"))).unwrap();
     assert_eq!(paths(&plan), [(Some("/pods/p1/box"), "/pods/p1/box/vcpus", "/pods/p1/box/rest")]);
     assert!(fs::read_dir(fake.0.path().join("pods/p1")).unwrap().count() == 1, "nothing was made");
 }
@@ -68,7 +76,7 @@ fn v2_below_the_configured_parent() {
 fn v2_in_our_own_group() {
     let fake = Fake::new();
     fake.group("pods/sandbox", &[("cgroup.type", "domain threaded\n")]);
-    let plan = resolve_in(&fake.v2("/pods/sandbox"), &request(None)).unwrap();
+    let plan = resolved(&fake.v2("/pods/sandbox"), &request(None)).unwrap();
     assert_eq!(paths(&plan), [(None, "/pods/sandbox/vcpus", "/pods/sandbox/rest")]);
 }
 
@@ -76,12 +84,12 @@ fn v2_in_our_own_group() {
 fn v2_at_the_root_when_our_own_group_is_a_service() {
     let fake = Fake::new();
     fake.group("system.slice/containerd.service", &[]);
-    let plan = resolve_in(&fake.v2("/system.slice/containerd.service"), &request(None)).unwrap();
+    let plan = resolved(&fake.v2("/system.slice/containerd.service"), &request(None)).unwrap();
     let home = "/pinfold/vm-1/box";
     assert_eq!(paths(&plan), [(Some(home), "/pinfold/vm-1/box/vcpus", "/pinfold/vm-1/box/rest")]);
     assert_eq!(plan.sites[0].between.len(), 2);
     let bad = Request { id: "a/b".to_owned(), ..request(None) };
-    assert!(matches!(resolve_in(&fake.v2("/"), &bad), Err(PlanError::Id(_))));
+    assert!(matches!(resolved(&fake.v2("/"), &bad), Err(PlanError::Id(_))));
 }
 
 #[test]
@@ -89,10 +97,10 @@ fn unfit_parents_are_refused() {
     let fake = Fake::new();
     for (name, kind) in [("t", "threaded"), ("i", "domain invalid"), ("d", "domain threaded")] {
         fake.group(name, &[("cgroup.type", kind)]);
-        let error = resolve_in(&fake.v2("/"), &request(Some(&format!("/{name}")))).unwrap_err();
+        let error = resolved(&fake.v2("/"), &request(Some(&format!("/{name}")))).unwrap_err();
         assert!(matches!(&error, PlanError::ParentType { kind: k, .. } if k == kind), "{error}");
     }
-    let error = resolve_in(&fake.v2("/"), &request(Some("/nope"))).unwrap_err();
+    let error = resolved(&fake.v2("/"), &request(Some("/nope"))).unwrap_err();
     assert!(matches!(error, PlanError::ParentMissing { .. }));
     assert!(error.to_string().contains("/nope"), "{error}");
 }
@@ -101,15 +109,15 @@ fn unfit_parents_are_refused() {
 fn populated_groups_are_refused_and_empty_ones_reused() {
     let fake = Fake::new();
     fake.group("p/box", &[("cgroup.events", "populated 1\nfrozen 0\n")]);
-    let error = resolve_in(&fake.v2("/"), &request(Some("/p"))).unwrap_err();
+    let error = resolved(&fake.v2("/"), &request(Some("/p"))).unwrap_err();
     assert!(matches!(error, PlanError::Populated(_)), "{error}");
     fake.group("p/box", &[("cgroup.events", "populated 0\nfrozen 0\n"), ("cgroup.type", "domain threaded")]);
-    resolve_in(&fake.v2("/"), &request(Some("/p"))).unwrap();
+    resolved(&fake.v2("/"), &request(Some("/p"))).unwrap();
     fake.group("p/box", &[("cgroup.type", "threaded")]);
-    assert!(matches!(resolve_in(&fake.v2("/"), &request(Some("/p"))), Err(PlanError::GroupType { .. })));
+    assert!(matches!(resolved(&fake.v2("/"), &request(Some("/p"))), Err(PlanError::GroupType { .. })));
     fake.group("memory/p/box", &[("tasks", "17\n")]).group("cpu/p", &[]);
     let v1 = fake.v1(&[("cpu", "/"), ("memory", "/")]);
-    assert!(matches!(resolve_in(&v1, &request(Some("/p"))), Err(PlanError::Populated(_))));
+    assert!(matches!(resolved(&v1, &request(Some("/p"))), Err(PlanError::Populated(_))));
 }
 
 #[test]
@@ -117,9 +125,9 @@ fn names_must_differ() {
     let fake = Fake::new();
     let mut request = request(Some("/"));
     request.names.overhead = request.names.vcpus.clone();
-    assert!(matches!(resolve_in(&fake.v2("/"), &request), Err(PlanError::SameName(_))));
+    assert!(matches!(resolved(&fake.v2("/"), &request), Err(PlanError::SameName(_))));
     request.names.overhead = request.names.sandbox.clone();
-    assert!(matches!(resolve_in(&fake.v2("/"), &request), Err(PlanError::SameName(_))));
+    assert!(matches!(resolved(&fake.v2("/"), &request), Err(PlanError::SameName(_))));
 }
 
 #[test]
@@ -127,13 +135,13 @@ fn v1_siblings_per_thread_and_one_group_elsewhere() {
     let fake = Fake::new();
     fake.group("cpu/p", &[]).group("memory/p", &[]).group("freezer", &[]).group("name=systemd", &[]);
     let all = fake.v1(&[("cpu", "/"), ("memory", "/"), ("freezer", "/"), ("name=systemd", "/")]);
-    let plan = resolve_in(&all, &request(Some("/p"))).unwrap();
+    let plan = resolved(&all, &request(Some("/p"))).unwrap();
     assert_eq!(paths(&plan), [(Some("/p/box"), "/p/vcpus", "/p/box"), (Some("/p/box"), "/p/box", "/p/box")]);
     // Another controller's hierarchy without the parent is worth a word, a named one is not.
     assert_eq!(plan.unapplied.len(), 1);
     assert!(plan.unapplied[0].contains("v1 freezer"), "{:?}", plan.unapplied);
     fs::remove_dir(fake.0.path().join("memory/p")).unwrap();
-    let error = resolve_in(&all, &request(Some("/p"))).unwrap_err();
+    let error = resolved(&all, &request(Some("/p"))).unwrap_err();
     assert!(error.to_string().contains("v1 memory"), "{error}");
 }
 
@@ -141,12 +149,11 @@ fn v1_siblings_per_thread_and_one_group_elsewhere() {
 fn v1_own_groups_count_only_when_all_that_the_pod_pays_for_are_there() {
     let fake = Fake::new();
     fake.group("cpu/s", &[]).group("memory/s", &[]).group("pids", &[]);
-    let plan =
-        resolve_in(&fake.v1(&[("cpu", "/s"), ("memory", "/s"), ("pids", "/")]), &request(None)).unwrap();
+    let plan = resolved(&fake.v1(&[("cpu", "/s"), ("memory", "/s"), ("pids", "/")]), &request(None)).unwrap();
     // Memory stays where the runtime put it.
     assert_eq!(paths(&plan), [(Some("/s/box"), "/s/vcpus", "/s/box"), (None, "/s", "/s")]);
     assert_eq!(plan.sites[1].ours(), []);
-    let plan = resolve_in(&fake.v1(&[("cpu", "/"), ("memory", "/s")]), &request(None)).unwrap();
+    let plan = resolved(&fake.v1(&[("cpu", "/"), ("memory", "/s")]), &request(None)).unwrap();
     assert_eq!(plan.sites[1].sandbox.as_ref().unwrap().as_str(), "/pinfold/vm-1/box");
 }
 
@@ -155,7 +162,7 @@ fn a_root_out_of_sight_is_no_base() {
     let fake = Fake::new();
     let point = fake.0.path().display();
     let part = Hierarchies::parse(&format!("1 2 0:3 /docker {point} rw - cgroup2 c rw"), "0::/x.service");
-    let error = resolve_in(&part, &request(None)).unwrap_err();
+    let error = resolved(&part, &request(None)).unwrap_err();
     assert!(error.to_string().contains("cgroup.parent"), "{error}");
     assert!(matches!(error, PlanError::NoBase { .. }));
 }
@@ -167,8 +174,9 @@ fn cpus_come_from_the_base() {
     fake.group("q/r", &[]);
     let on = |parent: &str, cpus: &str| {
         let mut request = request(Some(parent));
-        request.sums.vcpus.cpus = Some(cpus.parse().unwrap());
-        resolve_in(&fake.v2("/"), &request).map(|plan| plan.overhead_cpus.map(|set| set.to_string()))
+        request.containers =
+            vec![serde_json::from_str(&format!(r#"{{"cpu":{{"cpus":"{cpus}"}}}}"#)).unwrap()];
+        resolved(&fake.v2("/"), &request).map(|plan| plan.overhead_cpus.map(|set| set.to_string()))
     };
     assert_eq!(on("/p", "1").unwrap().as_deref(), Some("0,2-3"));
     assert_eq!(on("/p", "0-3").unwrap(), None);
@@ -181,9 +189,30 @@ fn cpus_come_from_the_base() {
 fn nobody_lives_outside_the_mount() {
     let fake = Fake::new();
     fake.group("p", &[]);
-    let plan = resolve_in(&fake.v2("/"), &request(Some("/p"))).unwrap();
+    let plan = resolved(&fake.v2("/"), &request(Some("/p"))).unwrap();
     for group in plan.sites[0].ours() {
         assert!(plan.sites[0].dir(&group).starts_with(fake.0.path()));
     }
     assert_eq!(plan.sites[0].dir(&"/p".parse().unwrap()), fake.0.path().join(Path::new("p")));
+}
+
+#[test]
+fn what_is_never_applied_is_said() {
+    let fake = Fake::new();
+    fake.group("p", &[]);
+    let mut request = request(Some("/p"));
+    request.containers = vec![
+        Resources::default(),
+        serde_json::from_str(r#"{"memory":{"swap":5},"pids":{"limit":5}}"#).unwrap(),
+    ];
+    request.overhead = Some(serde_json::from_str(r#"{"cpu":{"burst":5},"pids":{"limit":5}}"#).unwrap());
+    let plan = resolved(&fake.v2("/"), &request).unwrap();
+    assert_eq!(
+        plan.unapplied,
+        [
+            "pids.limit of container 2 is never applied",
+            "memory.swap of container 2 is never applied",
+            "cpu.burst of the overhead is never applied"
+        ]
+    );
 }
