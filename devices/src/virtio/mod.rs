@@ -1,10 +1,14 @@
 //! Virtio 1.2, split rings. See [`device::VirtioDevice`] for what a device must say of itself; negotiation,
 //! activation, queue events, interrupts and reset are done once for all of them.
 
+pub mod block;
 pub mod device;
 pub mod interrupt;
 pub mod iovec;
+pub mod net;
 pub mod virtqueue;
 
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+pub(crate) mod driver_ring;

@@ -1,0 +1,69 @@
+//! What a descriptor chain asks of a drive (virtio 1.2, section 5.2.6).
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+
+use super::disk::SECTOR;
+use crate::virtio::iovec::{ChainBuffers, ChainError};
+
+/// Bytes of a request's header: type, reserved, sector.
+pub(super) const HEADER_LEN: u32 = 16;
+
+/// How a request ended, as the byte that the driver reads: VIRTIO_BLK_S_*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Status {
+    Ok = 0,
+    IoErr = 1,
+    Unsupported = 2,
+}
+
+/// A parsed request; lengths in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// Read `len` bytes from `sector` on into the writable part, which starts with them.
+    In { sector: u64, len: u32 },
+    /// Write the `len` bytes behind the header to `sector`.
+    Out { sector: u64, len: u32 },
+    /// Make all writes that completed before durable.
+    Flush,
+    /// Tell the drive's name into the `len` bytes that the writable part starts with.
+    GetId { len: u32 },
+    /// A type that we do not offer.
+    Unsupported(u32),
+}
+
+impl Request {
+    /// Parses a chain whose writable part has room for the status. The header may be spread over descriptors.
+    pub(super) fn parse(buffers: &ChainBuffers<'_>) -> Result<Self, ChainError> {
+        let mut header = [0; HEADER_LEN as usize];
+        buffers.read_at(0, &mut header)?;
+        let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
+        let sector = u64::from_le_bytes(sector);
+        // The status takes the last writable byte; `read_at` found a whole header.
+        let writable = buffers.writable_len().saturating_sub(1);
+        let readable = buffers.readable_len().saturating_sub(HEADER_LEN);
+        Ok(match u32::from_le_bytes([t0, t1, t2, t3]) {
+            VIRTIO_BLK_T_IN => Self::In { sector, len: writable },
+            VIRTIO_BLK_T_OUT => Self::Out { sector, len: readable },
+            VIRTIO_BLK_T_FLUSH => Self::Flush,
+            VIRTIO_BLK_T_GET_ID => Self::GetId { len: writable },
+            other => Self::Unsupported(other),
+        })
+    }
+}
+
+/// The byte offset of a transfer of `len` bytes from `sector` on, if it consists of whole sectors and stays
+/// within a drive of `sectors` sectors.
+pub(super) fn offset(sector: u64, len: u32, sectors: u64) -> Option<u64> {
+    let len = u64::from(len);
+    let end = sector.checked_add(len / SECTOR)?;
+    if !len.is_multiple_of(SECTOR) || end > sectors {
+        return None;
+    }
+    sector.checked_mul(SECTOR)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! Packets moved by the kernel's vhost-net worker, which knows the rings, the TAP and the eventfds, and needs us
+//! only to start and to stop.
+//!
+//! The worker is made once, at the first start, on the thread that serves the device, and inherits that thread's
+//! cgroup. It stays until the device goes, however often the driver resets: from Linux 6.4 on it is a thread of
+//! this process, and whoever walks our threads does not expect one to vanish. Without backends it touches nothing.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use vhost::net::VhostNet;
+use vhost::vhost_kern::net::Net as KernelNet;
+use vhost::vhost_kern::vhost_binding::{VHOST_SET_VRING_ADDR, vhost_vring_addr};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{
+    Address, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+use super::{Queues, RX, TX, tap::Tap};
+use crate::virtio::device::{DeviceError, Memory};
+use crate::virtio::interrupt::{Interrupt, Vector};
+use crate::virtio::virtqueue::Virtqueue;
+
+/// The crate wants guest memory in order to check and translate the addresses of rings. It refuses a ring at
+/// the very end of memory and accepts one across regions, so that is done here, and it gets an empty map.
+type Kernel = KernelNet<Arc<GuestMemoryMmap>>;
+
+/// A device whose packets the kernel moves.
+pub(super) struct Vhost {
+    /// `None` only after a failed stop. Before `memory`, because closing it stops the worker.
+    kernel: Option<Kernel>,
+    /// Whether the worker exists.
+    owned: bool,
+    /// What the kernel offers.
+    features: u64,
+    /// Signalled by the kernel for a ring that it cannot follow.
+    error: EventFd,
+    /// The map that the running worker uses.
+    memory: Option<Arc<GuestMemoryMmap>>,
+}
+
+impl Vhost {
+    /// Opens /dev/vhost-net; makes no worker yet.
+    pub(super) fn new() -> io::Result<Self> {
+        let kernel = open()?;
+        let features = kernel.get_features().map_err(to_io)?;
+        let error = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(Self { kernel: Some(kernel), owned: false, features, error, memory: None })
+    }
+
+    /// The virtio features that the kernel offers.
+    pub(super) fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The eventfd that becomes readable when the kernel gives up on a ring.
+    pub(super) fn error_fd(&self) -> RawFd {
+        self.error.as_raw_fd()
+    }
+
+    /// What to say when `error_fd` is readable.
+    pub(super) fn error(&mut self) -> Result<(), DeviceError> {
+        match self.error.read() {
+            Ok(_) => Err(DeviceError::Driver("gave vhost-net a ring or a buffer that it cannot use")),
+            // Read already, by a restart.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Hands `queues` and `tap` to the worker. `features` are what the driver accepted.
+    pub(super) fn start(
+        &mut self,
+        memory: &Memory,
+        queues: &Queues,
+        features: u64,
+        interrupt: &dyn Interrupt,
+        tap: &Tap,
+    ) -> Result<(), DeviceError> {
+        let result = self.try_start(memory, queues, features, interrupt, tap);
+        if result.is_err() {
+            self.stop();
+        }
+        result
+    }
+
+    fn try_start(
+        &mut self,
+        memory: &Memory,
+        queues: &Queues,
+        features: u64,
+        interrupt: &dyn Interrupt,
+        tap: &Tap,
+    ) -> Result<(), DeviceError> {
+        let kernel = match &self.kernel {
+            Some(kernel) => kernel,
+            None => self.kernel.insert(open().map_err(host("open /dev/vhost-net again"))?),
+        };
+        if !self.owned {
+            kernel.set_owner().map_err(failed("make the vhost-net worker"))?;
+            self.owned = true;
+        }
+        // A report of the time before the reset: this driver did nothing wrong yet.
+        let _ = self.error.read();
+
+        let map = memory.memory().into_inner();
+        kernel.set_features(features & self.features).map_err(failed("set the features of vhost-net"))?;
+        kernel.set_mem_table(&regions(&map)).map_err(failed("tell vhost-net where guest memory is"))?;
+        for queue in [&queues.rx, &queues.tx] {
+            prepare(kernel, &map, queue, interrupt, &self.error)?;
+        }
+        // From here on the worker uses guest memory.
+        self.memory = Some(map);
+        for index in [RX, TX] {
+            kernel.set_backend(index, Some(tap.file())).map_err(failed("attach the TAP to vhost-net"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the TAP away from the worker, which waits for what it is doing to finish: on return it touches
+    /// neither the rings nor guest memory.
+    pub(super) fn stop(&mut self) {
+        if let (Some(kernel), true) = (&self.kernel, self.owned) {
+            let detached = [RX, TX].into_iter().try_for_each(|index| kernel.set_backend(index, None));
+            if let Err(error) = detached {
+                // Nothing that we do leads here. Closing the descriptor ends the worker in any case.
+                log::warn!("could not detach a TAP from vhost-net, closing it: {error}");
+                self.kernel = None;
+                self.owned = false;
+            }
+        }
+        self.memory = None;
+    }
+}
+
+fn open() -> io::Result<Kernel> {
+    Kernel::new(Arc::new(GuestMemoryMmap::new())).map_err(to_io)
+}
+
+/// Sets up everything of a queue but its backend.
+fn prepare(
+    kernel: &Kernel,
+    memory: &GuestMemoryMmap,
+    queue: &Virtqueue,
+    interrupt: &dyn Interrupt,
+    error: &EventFd,
+) -> Result<(), DeviceError> {
+    let ring = queue.ring();
+    let index = usize::from(queue.index());
+    let addresses = ring_addresses(memory, queue.index(), ring)
+        .ok_or(DeviceError::Driver("put a ring where guest memory is not contiguous"))?;
+    let call = interrupt
+        .notifier(Vector::Queue(queue.index()))
+        .map_err(host("get the interrupt of a queue for vhost-net"))?;
+
+    kernel.set_vring_num(index, ring.size()).map_err(failed("set a ring's size in vhost-net"))?;
+    kernel.set_vring_base(index, ring.next_avail()).map_err(failed("set a ring's position in vhost-net"))?;
+    // SAFETY: the descriptor is open; VHOST_SET_VRING_ADDR reads a vhost_vring_addr, which outlives the call.
+    // Its addresses are ranges of guest memory, long enough for the ring, and `Vhost::memory` keeps that mapped
+    // while the worker uses them.
+    if unsafe { ioctl_with_ref(kernel, VHOST_SET_VRING_ADDR(), &addresses) } < 0 {
+        return Err(host("set a ring's addresses in vhost-net")(io::Error::last_os_error()));
+    }
+    kernel.set_vring_err(index, error).map_err(failed("set a ring's error eventfd in vhost-net"))?;
+    kernel.set_vring_call(index, &call).map_err(failed("set a ring's interrupt in vhost-net"))?;
+    kernel.set_vring_kick(index, queue.kick()).map_err(failed("set a ring's kick in vhost-net"))?;
+    Ok(())
+}
+
+/// The host addresses of a ring's three parts (virtio 1.2, section 2.7), if each lies in one piece of memory:
+/// the kernel adds offsets to them without looking at the memory table.
+fn ring_addresses(memory: &GuestMemoryMmap, index: u16, ring: &Queue) -> Option<vhost_vring_addr> {
+    let size = usize::from(ring.size());
+    let part = |address, len| {
+        let slice = memory.get_slice(GuestAddress(address), len).ok()?;
+        u64::try_from(slice.ptr_guard().as_ptr().addr()).ok()
+    };
+    Some(vhost_vring_addr {
+        index: index.into(),
+        flags: 0,
+        desc_user_addr: part(ring.desc_table(), 16 * size)?,
+        used_user_addr: part(ring.used_ring(), 6 + 8 * size)?,
+        avail_user_addr: part(ring.avail_ring(), 6 + 2 * size)?,
+        log_guest_addr: 0,
+    })
+}
+
+/// Where the kernel finds guest memory. Nothing is passed by descriptor here.
+fn regions(memory: &GuestMemoryMmap) -> Vec<VhostUserMemoryRegionInfo> {
+    memory
+        .iter()
+        .map(|region| VhostUserMemoryRegionInfo {
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: u64::try_from(region.as_ptr().addr()).unwrap_or(0),
+            mmap_offset: 0,
+            mmap_handle: -1,
+        })
+        .collect()
+}
+
+fn to_io(error: vhost::Error) -> io::Error {
+    match error {
+        vhost::Error::VhostOpen(error) | vhost::Error::IoctlError(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+fn host(doing: &str) -> impl FnOnce(io::Error) -> DeviceError {
+    move |source| DeviceError::Host { doing: format!("could not {doing}"), source }
+}
+
+fn failed(doing: &str) -> impl FnOnce(vhost::Error) -> DeviceError {
+    move |error| host(doing)(to_io(error))
+}
+
+#[cfg(test)]
+mod tests;
