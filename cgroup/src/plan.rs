@@ -30,7 +30,7 @@ pub struct Names {
 }
 
 /// What is asked for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Which hierarchies to use.
     pub version: VersionChoice,

@@ -19,7 +19,7 @@ pub enum Owner {
 
 /// OCI `LinuxResources`. Unknown fields are refused; known ones that Pinfold does not apply are kept and
 /// named by [`Resources::not_applied`].
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Resources {
     /// CPU time and place.
@@ -52,7 +52,7 @@ pub struct Resources {
 }
 
 /// OCI `LinuxCPU`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Cpu {
     /// Relative weight in v1's unit; missing and 0 count as 1024.
@@ -85,7 +85,7 @@ pub struct Cpu {
 }
 
 /// OCI `LinuxMemory`, in bytes.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Memory {
     /// Hard limit; missing, 0 and negative mean no limit.
@@ -118,7 +118,7 @@ pub struct Memory {
 }
 
 /// OCI `LinuxPids`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pids {
     /// Most tasks at a time; missing, 0 and negative mean no limit.
