@@ -2,9 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::{Interrupt, Vector};
@@ -15,6 +17,28 @@ pub type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 /// What can be wrong with a ring.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
+    /// A part of the ring is not in guest memory, or not in one piece of it.
+    #[error("queue {queue}: the {part} of {len} bytes at {address:#x} is not in guest memory")]
+    Ring {
+        /// Index of the queue.
+        queue: u16,
+        /// Which part.
+        part: &'static str,
+        /// Its guest physical address.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The available ring names a descriptor that does not exist.
+    #[error("queue {queue}: the available ring names descriptor {head} in a table of {size}")]
+    Head {
+        /// Index of the queue.
+        queue: u16,
+        /// The descriptor.
+        head: u16,
+        /// The size of the queue.
+        size: u16,
+    },
     /// The available ring's index or place makes no sense.
     #[error("queue {queue}: the available ring cannot be followed: {reason}")]
     Available {
@@ -41,18 +65,48 @@ pub enum QueueError {
     },
 }
 
+/// Checks that all three parts of queue `index` lie in guest memory, each in one region of it: then a part is in
+/// one piece in our address space too, as vhost needs it. Sizes are those of virtio 1.2, section 2.7, with the
+/// fields of VIRTIO_F_EVENT_IDX.
+pub fn check_ring(index: u16, queue: &Queue, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
+    let size = usize::from(queue.size());
+    for (part, address, len) in [
+        ("descriptor table", queue.desc_table(), 16 * size),
+        ("available ring", queue.avail_ring(), 6 + 2 * size),
+        ("used ring", queue.used_ring(), 6 + 8 * size),
+    ] {
+        memory.get_slice(GuestAddress(address), len).map_err(|_| QueueError::Ring {
+            queue: index,
+            part,
+            address,
+            len,
+        })?;
+    }
+    Ok(())
+}
+
+/// Signals an eventfd. One whose counter is full is as signalled as can be.
+pub(super) fn signal(event: &EventFd) -> io::Result<()> {
+    match event.write(1) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        result => result,
+    }
+}
+
 /// One queue of a started device.
 pub struct Virtqueue {
     index: u16,
     queue: Queue,
     kick: Arc<EventFd>,
     interrupt: Arc<dyn Interrupt>,
+    /// Something was pushed that the driver has not been told of.
+    pushed: bool,
 }
 
 impl Virtqueue {
-    /// Puts a ring, checked to lie in guest memory, together with its eventfds.
+    /// Puts a ring, checked with [`check_ring`], together with its eventfds.
     pub fn new(index: u16, queue: Queue, kick: Arc<EventFd>, interrupt: Arc<dyn Interrupt>) -> Self {
-        Self { index, queue, kick, interrupt }
+        Self { index, queue, kick, interrupt, pushed: false }
     }
 
     /// Index of the queue in its device.
@@ -72,9 +126,13 @@ impl Virtqueue {
 
     /// Takes the next available chain.
     pub fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<Chain<'m>>, QueueError> {
-        match self.queue.iter(memory) {
-            Ok(mut chains) => Ok(chains.next()),
-            Err(reason) => Err(QueueError::Available { queue: self.index, reason }),
+        let queue = self.index;
+        let chain = self.queue.iter(memory).map_err(|reason| QueueError::Available { queue, reason })?.next();
+        match chain {
+            Some(chain) if chain.head_index() >= self.queue.size() => {
+                Err(QueueError::Head { queue, head: chain.head_index(), size: self.queue.size() })
+            }
+            chain => Ok(chain),
         }
     }
 
@@ -85,16 +143,26 @@ impl Virtqueue {
 
     /// Returns chain `head` to the driver with `written` bytes written into it.
     pub fn push_used(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) -> Result<(), QueueError> {
-        let queue = self.index;
-        self.queue.add_used(memory, head, written).map_err(|reason| QueueError::Used { queue, reason })
+        self.pushed = true;
+        self.queue.add_used(memory, head, written).map_err(|reason| self.used(reason))
     }
 
-    /// Interrupts the driver if it wants to hear of what was pushed since the last call.
+    /// Interrupts the driver if something was pushed since the last call and it wants to hear of it.
     pub fn notify(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
-        let queue = self.index;
-        let wanted =
-            self.queue.needs_notification(memory).map_err(|reason| QueueError::Used { queue, reason })?;
+        if !std::mem::take(&mut self.pushed) {
+            return Ok(());
+        }
+        // A full barrier between our write of the used index and the read of what the driver wants is in it.
+        let mut wanted = self.queue.needs_notification(memory).map_err(|reason| self.used(reason))?;
+        if !self.queue.event_idx_enabled() {
+            let flags: u16 = memory
+                .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+                .map(u16::from_le)
+                .map_err(|error| self.used(virtio_queue::Error::GuestMemory(error)))?;
+            wanted &= u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0;
+        }
         if wanted {
+            let queue = self.index;
             self.interrupt
                 .trigger(Vector::Queue(queue))
                 .map_err(|source| QueueError::Signal { queue, source })?;
@@ -104,14 +172,12 @@ impl Virtqueue {
 
     /// Asks for a kick when the driver adds chains; `true` if some arrived meanwhile and no kick may follow.
     pub fn enable_kicks(&mut self, memory: &GuestMemoryMmap) -> Result<bool, QueueError> {
-        let queue = self.index;
-        self.queue.enable_notification(memory).map_err(|reason| QueueError::Used { queue, reason })
+        self.queue.enable_notification(memory).map_err(|reason| self.used(reason))
     }
 
     /// Asks for no kicks; a hint that the driver may ignore.
     pub fn disable_kicks(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
-        let queue = self.index;
-        self.queue.disable_notification(memory).map_err(|reason| QueueError::Used { queue, reason })
+        self.queue.disable_notification(memory).map_err(|reason| self.used(reason))
     }
 
     /// Hands every available chain to `each`, which returns the number of bytes that it wrote, then
@@ -122,26 +188,28 @@ impl Virtqueue {
         memory: &GuestMemoryMmap,
         mut each: impl FnMut(Chain<'_>) -> u32,
     ) -> Result<(), QueueError> {
-        let mut left = self.queue.size();
         self.disable_kicks(memory)?;
-        loop {
-            let Some(chain) = self.pop(memory)? else {
-                if self.enable_kicks(memory)? {
-                    continue;
-                }
-                break;
-            };
-            let head = chain.head_index();
-            let written = each(chain);
-            self.push_used(memory, head, written)?;
-            left -= 1;
-            if left == 0 {
-                self.enable_kicks(memory)?;
-                let queue = self.index;
-                self.kick.write(1).map_err(|source| QueueError::Signal { queue, source })?;
-                break;
+        // Every turn counts, also one that finds nothing though the index says that there is something.
+        for _ in 0..self.queue.size() {
+            if let Some(chain) = self.pop(memory)? {
+                let head = chain.head_index();
+                let written = each(chain);
+                self.push_used(memory, head, written)?;
+            } else if self.enable_kicks(memory)? {
+                self.disable_kicks(memory)?;
+            } else {
+                return self.notify(memory);
             }
         }
-        self.notify(memory)
+        // Kicks may be disabled. They need not be enabled: our own is certain to bring us back here.
+        self.notify(memory)?;
+        signal(&self.kick).map_err(|source| QueueError::Signal { queue: self.index, source })
+    }
+
+    fn used(&self, reason: virtio_queue::Error) -> QueueError {
+        QueueError::Used { queue: self.index, reason }
     }
 }
+
+#[cfg(test)]
+mod tests;
