@@ -66,7 +66,7 @@ pub enum CmdlineError {
 }
 
 /// Builds the command line: the given arguments (else [`DEFAULT_ARGS`]), then `pci=off` unless they say
-/// something about `pci=` (there is no PCI, and a kernel that looks for it complains), then where the root
+/// something about `pci=` (there is no PCI to look for; Firecracker does the same), then where the root
 /// file system is, then, only if the arguments hold the word `acpi=off`, a `virtio_mmio.device=` for each
 /// device (Linux Documentation/admin-guide/kernel-parameters.txt). What follows ` -- ` is for init and stays
 /// at the end.
