@@ -3,12 +3,16 @@
 
 pub mod block;
 pub mod device;
+pub mod driver;
 pub mod interrupt;
 pub mod iovec;
+pub mod mmio;
 pub mod net;
+pub mod slot;
 pub mod virtqueue;
+pub mod worker;
 
 #[cfg(test)]
-pub(crate) mod testing;
-#[cfg(test)]
 pub(crate) mod driver_ring;
+#[cfg(test)]
+pub(crate) mod testing;
