@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 use super::*;
 use crate::virtio::driver_ring::{DriverRing, Lent::Read, Lent::Write};
 use crate::virtio::interrupt::Vector;
-use crate::virtio::testing::{INDIRECT, NEXT, RecordedInterrupt, WRITE};
+use crate::virtio::testing::{INDIRECT, NEXT, RecordedInterrupt, Ring, WRITE};
 
 const PAGE: u64 = 0x1000;
 const HEADER: u64 = 0x2000;
@@ -270,7 +270,7 @@ fn a_driver_without_a_queue_is_refused() {
     // Between reset and start nothing happens.
     bench.ring.lend(&[Write(STATUS, 1)]);
     bench.block.queue_event(0).unwrap();
-    assert_eq!(bench.ring.used_index(), 0);
+    assert_eq!(bench.ring.ring().used_index(), 0);
     let activation = Activation {
         memory: GuestMemoryAtomic::new(memory()),
         queues: vec![None],
@@ -294,7 +294,7 @@ struct FakeDisk {
 
 impl FakeDisk {
     fn record(&self, call: &'static str) {
-        let used = DriverRing::new(&self.memory, PAGE).used_index();
+        let used = Ring::at(&self.memory, PAGE).used_index();
         self.script.lock().unwrap().calls.push((call, used));
     }
 }
@@ -332,7 +332,7 @@ fn a_flush_comes_before_its_completion_and_after_the_writes() {
     bench.ring.lend(&[Read(HEADER, 16), Read(DATA, 512), Write(STATUS, 1)]);
     bench.ring.lend(&[Read(HEADER + 0x100, 16), Write(STATUS, 1)]);
     bench.serve();
-    assert_eq!(bench.ring.used_index(), 2);
+    assert_eq!(bench.ring.ring().used_index(), 2);
     assert_eq!(bench.status(), 0);
     assert_eq!(script.lock().unwrap().calls, [("write", 0), ("flush", 1)]);
 }

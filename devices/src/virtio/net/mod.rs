@@ -58,7 +58,7 @@ const TAP_FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// Its TAP cannot be used.
-    #[error("network interface {id}: {source}")]
+    #[error("network interface {id}: could not attach to its TAP")]
     Tap {
         /// The interface's name.
         id: String,

@@ -1,1 +1,258 @@
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
 
+use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::*;
+use crate::virtio::driver_ring::{DriverRing, Lent};
+use crate::virtio::interrupt::Vector;
+use crate::virtio::testing::{RecordedInterrupt, Ring};
+
+const RX_RING: u64 = 0x1000;
+const TX_RING: u64 = 0x2000;
+const DATA: u64 = 0x1_0000;
+const END: u64 = 0x10_0000;
+
+/// A started device between two rings and a socket that keeps the borders of packets like a TAP.
+struct Bench {
+    memory: GuestMemoryMmap,
+    rx: DriverRing,
+    tx: DriverRing,
+    rx_kick: Arc<EventFd>,
+    interrupt: Arc<RecordedInterrupt>,
+    tap: Tap,
+    /// The host's end.
+    host: File,
+    net: Userspace,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), END.try_into().unwrap())]).unwrap();
+        let (rx, tx) = (DriverRing::new(&memory, RX_RING), DriverRing::new(&memory, TX_RING));
+        let interrupt = Arc::new(RecordedInterrupt::default());
+        let (rx_queue, rx_kick) = rx.virtqueue(0, interrupt.clone());
+        let (tx_queue, _) = tx.virtqueue(1, interrupt.clone());
+        let mut net = Userspace::default();
+        net.start(GuestMemoryAtomic::new(memory.clone()), Queues { rx: rx_queue, tx: tx_queue });
+        let (tap, host) = socket_pair();
+        Self { memory, rx, tx, rx_kick, interrupt, tap: Tap::from_file(tap), host, net }
+    }
+
+    fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+
+    fn receive(&mut self) {
+        self.net.receive(&self.tap).unwrap();
+    }
+
+    /// Sends `packet` from one buffer of guest memory.
+    fn send(&mut self, packet: &[u8]) {
+        self.memory.write_slice(packet, GuestAddress(DATA)).unwrap();
+        self.tx.lend(&[Lent::Read(DATA, packet.len().try_into().unwrap())]);
+        self.net.send(&self.tap).unwrap();
+    }
+
+    /// The next packet at the host's end.
+    fn sent(&mut self) -> Option<Vec<u8>> {
+        let mut packet = vec![0; 70_000];
+        match self.host.read(&mut packet) {
+            Ok(len) => Some(packet[..len].to_vec()),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                None
+            }
+        }
+    }
+}
+
+fn socket_pair() -> (File, File) {
+    let mut fds = [0; 2];
+    let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the last argument has room for two descriptors.
+    assert_eq!(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) }, 0);
+    // SAFETY: nobody else knows these new descriptors.
+    fds.map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) })).into()
+}
+
+/// A packet of `len` bytes that is told from others by `mark`.
+fn packet(mark: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|at| mark.wrapping_add(u8::try_from(at % 251).unwrap())).collect()
+}
+
+/// What the guest sees of `packet`: it is in one buffer.
+fn as_received(packet: &[u8]) -> Vec<u8> {
+    [&packet[..10], &[1, 0], &packet[12..]].concat()
+}
+
+#[test]
+fn a_packet_arrives_over_several_buffers() {
+    let mut bench = Bench::new();
+    bench.rx.lend(&[Lent::Write(DATA, 11), Lent::Write(DATA + 0x1000, 40), Lent::Write(DATA + 0x2000, 100)]);
+    let sent = packet(3, 90);
+    bench.host.write_all(&sent).unwrap();
+    bench.receive();
+    assert_eq!(bench.rx.used(), Some((0, 90)));
+    let received = [bench.bytes(DATA, 11), bench.bytes(DATA + 0x1000, 40), bench.bytes(DATA + 0x2000, 39)];
+    assert_eq!(received.concat(), as_received(&sent));
+    assert_eq!(bench.interrupt.take(), [Vector::Queue(0)]);
+}
+
+#[test]
+fn nothing_to_receive_keeps_the_buffer() {
+    let mut bench = Bench::new();
+    bench.rx.lend(&[Lent::Write(DATA, 2000)]);
+    bench.receive();
+    bench.receive();
+    assert_eq!(bench.rx.used(), None);
+    bench.host.write_all(&packet(1, 60)).unwrap();
+    bench.receive();
+    assert_eq!(bench.rx.used(), Some((0, 60)));
+}
+
+#[test]
+fn packets_wait_for_buffers() {
+    let mut bench = Bench::new();
+    for mark in 1..=3 {
+        bench.host.write_all(&packet(mark, 60)).unwrap();
+    }
+    bench.rx.lend(&[Lent::Write(DATA, 2000)]);
+    bench.receive();
+    assert_eq!((bench.rx.used(), bench.rx.used()), (Some((0, 60)), None));
+    // The driver is asked for a kick.
+    assert_eq!(bench.rx.ring().used_flags(), 0);
+    bench.rx.lend(&[Lent::Write(DATA, 2000)]);
+    bench.rx.lend(&[Lent::Write(DATA + 0x1000, 2000)]);
+    bench.receive();
+    assert_eq!((bench.rx.used(), bench.rx.used()), (Some((1, 60)), Some((2, 60))));
+    assert_eq!(bench.bytes(DATA + 0x1000, 60), as_received(&packet(3, 60)));
+    assert_eq!(bench.net.dropped(), Dropped::default());
+}
+
+#[test]
+fn a_packet_that_just_fits_is_told_from_one_that_does_not() {
+    let mut bench = Bench::new();
+    bench.rx.lend(&[Lent::Write(DATA, 100), Lent::Write(DATA + 0x1000, 100)]);
+    bench.host.write_all(&packet(1, 201)).unwrap();
+    bench.host.write_all(&packet(2, 4000)).unwrap();
+    bench.host.write_all(&packet(3, 200)).unwrap();
+    bench.receive();
+    assert_eq!((bench.rx.used(), bench.rx.used()), (Some((0, 200)), None));
+    let received = [bench.bytes(DATA, 100), bench.bytes(DATA + 0x1000, 100)];
+    assert_eq!(received.concat(), as_received(&packet(3, 200)));
+    assert_eq!(bench.net.dropped(), Dropped { to_guest: 2, from_guest: 0 });
+}
+
+#[test]
+fn the_longest_packet_needs_no_more_than_it_says() {
+    let mut bench = Bench::new();
+    bench.rx.lend(&[Lent::Write(DATA, MAX_PACKET)]);
+    let longest = packet(1, MAX_PACKET.try_into().unwrap());
+    bench.host.write_all(&longest).unwrap();
+    bench.receive();
+    assert_eq!(bench.rx.used(), Some((0, MAX_PACKET)));
+    assert_eq!(bench.bytes(DATA, longest.len()), as_received(&longest));
+}
+
+#[test]
+fn buffers_that_hold_no_packet_come_back_empty() {
+    let mut bench = Bench::new();
+    bench.host.write_all(&packet(1, 60)).unwrap();
+    bench.rx.lend(&[Lent::Write(DATA, MIN_PACKET - 1)]);
+    bench.rx.lend(&[Lent::Read(DATA, 2000)]);
+    bench.rx.lend(&[Lent::Write(END - 8, 2000)]);
+    bench.rx.lend(&[Lent::Write(u64::MAX, 2000)]);
+    bench.rx.lend(&[Lent::Write(DATA, 2000)]);
+    bench.receive();
+    for (head, len) in [(0, 0), (1, 0), (2, 0), (3, 0), (4, 60)] {
+        assert_eq!(bench.rx.used(), Some((head, len)));
+    }
+}
+
+#[test]
+fn one_event_does_one_ring_of_work() {
+    let mut bench = Bench::new();
+    for _ in 0..Ring::SIZE {
+        bench.rx.lend(&[Lent::Write(DATA, 1)]);
+    }
+    assert!(bench.rx_kick.read().is_err());
+    bench.receive();
+    assert_eq!(bench.rx.ring().used_index(), Ring::SIZE);
+    assert_eq!(bench.rx_kick.read().unwrap(), 1, "the rest is left to a kick of our own");
+    bench.receive();
+    assert!(bench.rx_kick.read().is_err());
+}
+
+#[test]
+fn a_packet_leaves_over_several_buffers() {
+    let mut bench = Bench::new();
+    let first = packet(5, 100);
+    bench.memory.write_slice(&first[..12], GuestAddress(DATA)).unwrap();
+    bench.memory.write_slice(&first[12..], GuestAddress(DATA + 0x1000)).unwrap();
+    bench.tx.lend(&[Lent::Read(DATA, 12), Lent::Read(DATA + 0x1000, 88)]);
+    bench.net.send(&bench.tap).unwrap();
+    assert_eq!(bench.sent(), Some(first));
+    assert_eq!(bench.tx.used(), Some((0, 0)));
+    assert_eq!(bench.interrupt.take(), [Vector::Queue(1)]);
+}
+
+#[test]
+fn what_is_no_packet_is_dropped() {
+    let mut bench = Bench::new();
+    bench.send(&packet(1, (MIN_PACKET - 1).try_into().unwrap()));
+    bench.send(&packet(1, (MAX_PACKET + 1).try_into().unwrap()));
+    bench.tx.lend(&[Lent::Write(DATA, 100)]);
+    bench.tx.lend(&[Lent::Read(END - 8, 100)]);
+    bench.tx.lend(&[Lent::Write(DATA, 100), Lent::Read(DATA, 100)]);
+    // 4 GiB of the same memory, if it were there.
+    bench.tx.lend(&[Lent::Read(0, u32::MAX)]);
+    bench.net.send(&bench.tap).unwrap();
+    assert_eq!(bench.sent(), None);
+    assert_eq!(bench.net.dropped(), Dropped { to_guest: 0, from_guest: 6 });
+    assert_eq!(bench.tx.ring().used_index(), 6);
+
+    bench.send(&packet(7, MIN_PACKET.try_into().unwrap()));
+    assert_eq!(bench.sent(), Some(packet(7, MIN_PACKET.try_into().unwrap())));
+}
+
+#[test]
+fn a_tap_that_is_full_or_gone_drops_packets() {
+    let mut bench = Bench::new();
+    let mut sent = 0;
+    while bench.net.dropped().from_guest == 0 {
+        bench.send(&packet(1, 60));
+        sent += 1;
+        assert!(sent < 10_000, "the socket is never full");
+    }
+    while bench.sent().is_some() {}
+    bench.send(&packet(2, 60));
+    assert_eq!(bench.sent(), Some(packet(2, 60)));
+
+    let (gone, host) = socket_pair();
+    drop(host);
+    bench.tap = Tap::from_file(gone);
+    bench.send(&packet(3, 60));
+    assert_eq!(bench.net.dropped().from_guest, 2);
+    // Every chain came back, and receiving does not spin.
+    assert_eq!(bench.tx.ring().used_index(), sent + 2);
+    bench.rx.lend(&[Lent::Write(DATA, 2000)]);
+    bench.receive();
+}
+
+#[test]
+fn a_stopped_device_touches_nothing() {
+    let mut bench = Bench::new();
+    bench.rx.lend(&[Lent::Write(DATA, 2000)]);
+    bench.host.write_all(&packet(1, 60)).unwrap();
+    bench.net.stop();
+    bench.receive();
+    bench.send(&packet(1, 60));
+    assert_eq!((bench.rx.used(), bench.tx.used()), (None, None));
+    assert_eq!(bench.sent(), None);
+}
