@@ -20,7 +20,9 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            if !failure.0.is_empty() {
+                eprintln!("{failure}");
+            }
             ExitCode::FAILURE
         }
     }

@@ -1,15 +1,19 @@
 //! All cases.
 
+mod demo;
 mod host_selfcheck;
+mod lab_selfcheck;
+
+pub use demo::DEMO;
 
 use crate::case::Case;
 
-/// Every case there is. The harness orders them by host.
+/// Every test. The harness orders them by host.
 pub fn all() -> Vec<&'static Case> {
-    [host_selfcheck::CASES].into_iter().flatten().collect()
+    [host_selfcheck::CASES, lab_selfcheck::CASES].into_iter().flatten().collect()
 }
 
-/// The case with this name.
+/// The test with this name, or the demo.
 pub fn find(name: &str) -> Option<&'static Case> {
-    all().into_iter().find(|case| case.name == name)
+    all().into_iter().chain([&DEMO]).find(|case| case.name == name)
 }

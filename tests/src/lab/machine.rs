@@ -1,0 +1,334 @@
+//! A VM under test.
+
+use super::{Group, PATIENCE, Tap};
+use crate::case::{Ctx, Failure};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// What the guest's init writes before each of its lines.
+const GUEST: &str = "pinfold-guest:";
+
+/// A VM to be launched: by default one vCPU, 256 MiB, the Debian kernel as ELF, and an init that says hello
+/// and powers off; no disk, no network, no placement.
+#[derive(Debug)]
+pub struct Machine {
+    pinfold: PathBuf,
+    config_file: PathBuf,
+    config: Value,
+    steps: String,
+    extra_args: String,
+    doors: Vec<File>,
+    silent: bool,
+}
+
+impl Machine {
+    /// The default VM.
+    pub fn new(ctx: &Ctx) -> Self {
+        Self {
+            pinfold: ctx.pinfold.clone(),
+            config_file: ctx.scratch.join("vm.json"),
+            config: json!({
+                "boot-source": { "kernel_image_path": ctx.vmlinux, "initrd_path": ctx.initramfs },
+                "drives": [],
+                "network-interfaces": [],
+                "machine-config": { "vcpu_count": 1, "mem_size_mib": 256 },
+                "cgroup": { "driver": "none" },
+            }),
+            steps: "hello+poweroff".to_owned(),
+            extra_args: String::new(),
+            doors: Vec::new(),
+            silent: false,
+        }
+    }
+
+    /// Boots this kernel.
+    pub fn kernel(self, path: &Path) -> Self {
+        self.set("/boot-source/kernel_image_path", json!(path))
+    }
+
+    /// What the guest's init does, as `hello+blk+wait` (see `tests/guest/init`).
+    pub fn steps(mut self, steps: &str) -> Self {
+        steps.clone_into(&mut self.steps);
+        self
+    }
+
+    /// More words for the kernel's command line.
+    pub fn boot_args(mut self, words: &str) -> Self {
+        self.extra_args.push(' ');
+        self.extra_args.push_str(words);
+        self
+    }
+
+    /// The number of vCPUs.
+    pub fn vcpus(self, count: u8) -> Self {
+        self.set("/machine-config/vcpu_count", json!(count))
+    }
+
+    /// The guest's memory in MiB.
+    pub fn mem_mib(self, size: u64) -> Self {
+        self.set("/machine-config/mem_size_mib", json!(size))
+    }
+
+    /// Adds a disk. The first one added is vda, and so on.
+    pub fn drive(self, id: &str, path: &Path, read_only: bool) -> Self {
+        let drive = json!({
+            "drive_id": id, "path_on_host": path, "is_root_device": false, "is_read_only": read_only,
+        });
+        self.push("drives", drive)
+    }
+
+    /// Adds a network interface on `tap`; the guest's init takes `guest` (`10.0.0.2/24`) and pings `peer`.
+    pub fn net(self, tap: &Tap, guest: &str, peer: &str) -> Self {
+        let interface = json!({
+            "iface_id": "eth0", "host_dev_name": tap.name(), "guest_mac": "06:00:ac:10:00:02",
+        });
+        self.push("network-interfaces", interface)
+            .boot_args(&format!("pinfold.ip={guest} pinfold.peer={peer}"))
+    }
+
+    /// The cgroup section.
+    pub fn cgroup(self, section: Value) -> Self {
+        self.set("/cgroup", section)
+    }
+
+    /// Sets any value of the configuration by JSON pointer, making the last member when it is missing.
+    pub fn set(mut self, pointer: &str, value: Value) -> Self {
+        if let Some((parent, key)) = pointer.rsplit_once('/')
+            && let Some(Value::Object(members)) = self.config.pointer_mut(parent)
+        {
+            members.insert(key.to_owned(), value);
+        }
+        self
+    }
+
+    /// Launches from this cgroup, as a container runtime's daemon would.
+    pub fn from_caller(mut self, caller: &Group) -> Result<Self, Failure> {
+        self.doors = caller.doors()?;
+        Ok(self)
+    }
+
+    /// Does not print the guest's console as it comes.
+    pub fn silent(mut self) -> Self {
+        self.silent = true;
+        self
+    }
+
+    /// Writes the JSON file and launches `pinfold --no-api --config-file FILE`.
+    pub fn start(mut self) -> Result<Running, Failure> {
+        let args =
+            format!("console=ttyS0 quiet reboot=k panic=-1 pinfold.run={}{}", self.steps, self.extra_args);
+        if self.config.pointer("/boot-source/boot_args").is_none() {
+            self = self.set("/boot-source/boot_args", json!(args));
+        }
+        std::fs::write(&self.config_file, serde_json::to_vec_pretty(&self.config)?)?;
+        let mut command = Command::new(&self.pinfold);
+        command.arg("--no-api").arg("--config-file").arg(&self.config_file);
+        Running::spawn(command, self.doors, self.silent)
+    }
+
+    fn push(mut self, list: &str, value: Value) -> Self {
+        if let Some(Value::Array(values)) = self.config.get_mut(list) {
+            values.push(value);
+        }
+        self
+    }
+}
+
+/// A launched VM. Dropping it kills it.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    console: Arc<Stream>,
+    errors: Arc<Stream>,
+}
+
+impl Running {
+    /// Starts `command` with piped standard streams, inside the group whose `doors` are given.
+    pub fn spawn(mut command: Command, doors: Vec<File>, silent: bool) -> Result<Self, Failure> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // SAFETY: between fork and exec only `write` on descriptors opened before is called, which is
+        // async-signal-safe; the closure owns them.
+        unsafe {
+            command.pre_exec(move || {
+                for door in &doors {
+                    if libc::write(door.as_raw_fd(), c"0".as_ptr().cast(), 1) != 1 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        let mut child =
+            command.spawn().map_err(|error| Failure(format!("cannot launch {command:?}: {error}")))?;
+        let console = Stream::follow(child.stdout.take(), "guest", silent);
+        let errors = Stream::follow(child.stderr.take(), "pinfold", silent);
+        Ok(Self { child, console, errors })
+    }
+
+    /// The VMM's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the console shows a line that holds `text`, and returns the line.
+    pub fn wait_for_line(&self, text: &str) -> Result<String, Failure> {
+        self.console.wait_for(text, PATIENCE).ok_or_else(|| {
+            Failure(format!(
+                "the guest did not print `{text}` within {} s; its console:\n{}\nstandard error:\n{}",
+                PATIENCE.as_secs(),
+                self.console(),
+                self.errors()
+            ))
+        })
+    }
+
+    /// Waits for a line of the guest's init that starts with `text`, and returns what follows its mark.
+    pub fn wait_for_guest(&self, text: &str) -> Result<String, Failure> {
+        let line = self.wait_for_line(&format!("{GUEST} {text}"))?;
+        Ok(line.split_once(GUEST).map(|(_, rest)| rest.trim().to_owned()).unwrap_or_default())
+    }
+
+    /// Types a line on the guest's console.
+    pub fn send_line(&mut self, line: &str) -> Result<(), Failure> {
+        let Some(stdin) = &mut self.child.stdin else { return Err(Failure::new("standard input is closed")) };
+        stdin.write_all(format!("{line}\n").as_bytes())?;
+        Ok(stdin.flush()?)
+    }
+
+    /// Asks the waiting guest for its counters of I/O so far: their sum, in sectors and packets.
+    pub fn guest_io(&mut self) -> Result<u64, Failure> {
+        // A tag tells this answer from earlier ones.
+        let tag = format!("{:?}", Instant::now()).replace(|c: char| !c.is_ascii_digit(), "");
+        self.send_line(&format!("io {tag}"))?;
+        let line = self.wait_for_guest(&format!("io {tag} "))?;
+        let count = line.split(' ').next_back().and_then(|word| word.parse().ok());
+        count.ok_or_else(|| Failure(format!("the guest said `{line}`")))
+    }
+
+    /// Sends a signal to the VMM.
+    pub fn signal(&self, signal: libc::c_int) -> Result<(), Failure> {
+        let pid = libc::pid_t::try_from(self.pid())?;
+        // SAFETY: kill touches no memory; the process is a child that we have not waited for.
+        if unsafe { libc::kill(pid, signal) } == 0 {
+            return Ok(());
+        }
+        Err(Failure(format!("cannot signal {pid}: {}", std::io::Error::last_os_error())))
+    }
+
+    /// Waits for the VMM's end.
+    pub fn wait_exit(&mut self) -> Result<ExitStatus, Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(Failure(format!(
+            "pinfold was still running after {} s; the console:\n{}",
+            PATIENCE.as_secs(),
+            self.console()
+        )))
+    }
+
+    /// Waits for the VMM's end, which must be this exit code.
+    pub fn expect_exit(&mut self, code: i32) -> Result<(), Failure> {
+        let status = self.wait_exit()?;
+        if status.code() == Some(code) {
+            return Ok(());
+        }
+        let how = match status.signal() {
+            Some(signal) => format!("by signal {signal}"),
+            None => format!("with exit code {:?}", status.code()),
+        };
+        Err(Failure(format!("pinfold ended {how}, not {code}; standard error:\n{}", self.errors())))
+    }
+
+    /// All that the guest printed so far.
+    pub fn console(&self) -> String {
+        self.console.text()
+    }
+
+    /// All that the VMM wrote to standard error so far.
+    pub fn errors(&self) -> String {
+        self.errors.text()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may be gone already, and then both fail.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Output collected by a thread.
+#[derive(Debug, Default)]
+struct Stream {
+    collected: Mutex<Collected>,
+    grown: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Collected {
+    text: String,
+    closed: bool,
+}
+
+impl Stream {
+    fn follow(source: Option<impl Read + Send + 'static>, name: &'static str, silent: bool) -> Arc<Self> {
+        let stream = Arc::new(Self::default());
+        let Some(mut source) = source else { return stream };
+        let shared = Arc::clone(&stream);
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 16 << 10];
+            while let Ok(count @ 1..) = source.read(&mut buffer) {
+                let chunk = String::from_utf8_lossy(&buffer[..count]).replace('\r', "");
+                if !silent {
+                    chunk.lines().filter(|line| !line.is_empty()).for_each(|line| println!("{name}| {line}"));
+                }
+                shared.update(|collected| collected.text.push_str(&chunk));
+            }
+            shared.update(|collected| collected.closed = true);
+        });
+        stream
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Collected)) {
+        // A poisoned lock still holds good text.
+        change(&mut self.collected.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        self.grown.notify_all();
+    }
+
+    fn text(&self) -> String {
+        self.collected.lock().unwrap_or_else(std::sync::PoisonError::into_inner).text.clone()
+    }
+
+    /// The first finished line that holds `wanted`; none when the stream ends or `timeout` passes before.
+    fn wait_for(&self, wanted: &str, timeout: Duration) -> Option<String> {
+        let find = |collected: &Collected| {
+            let finished = match collected.text.rfind('\n') {
+                _ if collected.closed => collected.text.len(),
+                Some(end) => end,
+                None => 0,
+            };
+            collected.text[..finished].lines().find(|line| line.contains(wanted)).map(str::to_owned)
+        };
+        let collected = self.collected.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (collected, _) = self
+            .grown
+            .wait_timeout_while(collected, timeout, |collected| {
+                !collected.closed && find(collected).is_none()
+            })
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        find(&collected)
+    }
+}
