@@ -53,7 +53,7 @@ impl EmulatedHost {
         File::create(&scratch)
             .and_then(|file| file.set_len(SCRATCH_SIZE))
             .map_err(HostError::file("create", &scratch))?;
-        let console = cache::root()?.join(format!("console-{}.log", label(kind)));
+        let console = folder.path().join("console");
         // QEMU writes into it from the start.
         File::create(&console).map_err(HostError::file("create", &console))?;
         let socket = folder.path().join("agent");
@@ -107,6 +107,10 @@ impl Drop for EmulatedHost {
         // Its disks are snapshots and scratch: nothing needs an orderly end.
         drop(self.qemu.kill());
         drop(self.qemu.wait());
+        // The whole console stays for those who want to look.
+        if let Ok(root) = cache::root() {
+            drop(fs::copy(&self.console, root.join(format!("console-{}.log", label(self.kind)))));
+        }
     }
 }
 

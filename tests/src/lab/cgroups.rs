@@ -3,6 +3,7 @@
 use super::{read, write};
 use crate::case::{CgroupVersion, Failure};
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,17 @@ pub struct Group {
 
 /// A pod's cgroup, removed with all below it on drop.
 #[derive(Debug)]
-pub struct Pod(Group);
+pub struct Pod(Made);
 
-/// Makes the cgroup that the container runtime's daemon runs in. It stays, as it would on a node.
-pub fn caller() -> Result<Group, Failure> {
+/// A cgroup made for a case. What was not there before is removed on drop.
+#[derive(Debug)]
+pub struct Made {
+    group: Group,
+    created: Vec<PathBuf>,
+}
+
+/// Makes the cgroup that the container runtime's daemon runs in.
+pub fn caller() -> Result<Made, Failure> {
     Group::create("/system.slice/containerd.service")
 }
 
@@ -35,7 +43,7 @@ impl Pod {
     }
 }
 
-impl std::ops::Deref for Pod {
+impl Deref for Pod {
     type Target = Group;
 
     fn deref(&self) -> &Group {
@@ -45,16 +53,33 @@ impl std::ops::Deref for Pod {
 
 impl Drop for Pod {
     fn drop(&mut self) {
-        if let Err(failure) = self.0.remove() {
+        if let Err(failure) = self.remove() {
             eprintln!("lab: {failure}");
+        }
+    }
+}
+
+impl Deref for Made {
+    type Target = Group;
+
+    fn deref(&self) -> &Group {
+        &self.group
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for folder in self.created.iter().rev() {
+            // Someone else may have moved in, or a pod may have removed it already.
+            drop(fs::remove_dir(folder));
         }
     }
 }
 
 impl Group {
     /// Makes the cgroup `path` (`/a/b`) and its ancestors, with all controllers from the root down.
-    pub fn create(path: &str) -> Result<Self, Failure> {
-        let group = Self::at(path);
+    pub fn create(path: &str) -> Result<Made, Failure> {
+        let mut made = Made { group: Self::at(path), created: Vec::new() };
         for root in roots()? {
             let mut folder = root.mount.clone();
             for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -67,7 +92,8 @@ impl Group {
                     Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                         return Err(Failure(format!("cannot create {}: {error}", folder.display())));
                     }
-                    _ => {}
+                    Err(_) => {}
+                    Ok(()) => made.created.push(folder.clone()),
                 }
                 if root.has("cpuset") {
                     // A v1 cpuset is born empty and admits nobody.
@@ -79,7 +105,7 @@ impl Group {
                 }
             }
         }
-        Ok(group)
+        Ok(made)
     }
 
     /// Names the cgroup `path`, which need not exist.

@@ -1,7 +1,7 @@
 //! Cgroups with their threads as a tree for people, like `pstree` for each group.
 
 use super::Group;
-use super::threads::Thread;
+use super::threads::{BILLING, Thread};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
@@ -21,10 +21,17 @@ const LIMITS: [&str; 12] = [
     "io.max",
 ];
 
+/// What v1 shows as a memory limit that was never set.
+const UNLIMITED_V1: &str = "9223372036854771712";
+
 /// The tree of groups in which `threads` are, and of `also`, once for each set of v1 hierarchies in which it
-/// looks the same. Groups below `limited` show their limits.
+/// looks the same. Hierarchies that account nothing are left out. Groups below `limited` show their limits.
 pub fn render(threads: &[Thread], also: &[&Group], limited: &Group) -> String {
-    let controllers: BTreeSet<&String> = threads.iter().flat_map(|thread| thread.groups.keys()).collect();
+    let controllers: BTreeSet<&String> = threads
+        .iter()
+        .flat_map(|thread| thread.groups.keys())
+        .filter(|name| BILLING.contains(&name.as_str()))
+        .collect();
     let mut same: BTreeMap<Vec<(u32, &str)>, Vec<&str>> = BTreeMap::new();
     for controller in controllers {
         let places = threads
@@ -90,17 +97,21 @@ impl Node<'_> {
     }
 }
 
-/// The limits in force on the group `path`, with its hierarchy's `controllers`.
+/// The limits in force on the group `path` by the controllers of one hierarchy.
 fn limits(path: &str, controllers: &[&str]) -> String {
-    let Ok(dir) = Group::at(path).dir(controllers.first().copied().unwrap_or_default()) else {
-        return String::new();
-    };
+    let group = Group::at(path);
     let mut shown = Vec::new();
     for file in LIMITS {
+        let controller = file.split('.').next().unwrap_or_default();
+        if !controllers.contains(&"unified") && !controllers.contains(&controller) {
+            continue;
+        }
         // A controller's file may be missing here, and most groups set no limit.
-        let Ok(value) = std::fs::read_to_string(dir.join(file)) else { continue };
-        let value = value.trim().replace('\n', "; ");
-        if value.is_empty() || value.starts_with("max") || value == "-1" || value == "domain" {
+        let Ok(value) = group.read(file) else { continue };
+        let value = value.replace('\n', "; ");
+        let unlimited =
+            [UNLIMITED_V1, "-1", "domain", ""].contains(&value.as_str()) || value.starts_with("max");
+        if unlimited {
             continue;
         }
         shown.push(if file == "cgroup.type" { value } else { format!("{file}={value}") });
