@@ -180,9 +180,13 @@ impl Running {
     /// Waits until the console shows a line that holds `text`, and returns the line.
     pub fn wait_for_line(&self, text: &str) -> Result<String, Failure> {
         self.console.wait_for(text, PATIENCE).ok_or_else(|| {
+            let how = if self.console.closed() {
+                "before its console closed".to_owned()
+            } else {
+                format!("within {} s", PATIENCE.as_secs())
+            };
             Failure(format!(
-                "the guest did not print `{text}` within {} s; its console:\n{}\nstandard error:\n{}",
-                PATIENCE.as_secs(),
+                "the guest did not print `{text}` {how}; its console:\n{}\nstandard error:\n{}",
                 self.console(),
                 self.errors()
             ))
@@ -310,6 +314,10 @@ impl Stream {
 
     fn text(&self) -> String {
         self.collected.lock().unwrap_or_else(std::sync::PoisonError::into_inner).text.clone()
+    }
+
+    fn closed(&self) -> bool {
+        self.collected.lock().unwrap_or_else(std::sync::PoisonError::into_inner).closed
     }
 
     /// The first finished line that holds `wanted`; none when the stream ends or `timeout` passes before.

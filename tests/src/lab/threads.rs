@@ -59,7 +59,8 @@ pub struct Thread {
 
 /// Controllers that account or limit, so that a thread in the wrong place costs the wrong one. `devices`,
 /// `freezer` and the like are nobody's bill.
-pub(super) const BILLING: [&str; 7] = ["unified", "cpu", "cpuacct", "cpuset", "memory", "blkio", "pids"];
+pub(super) const BILLING: [&str; 8] =
+    ["unified", "cpu", "cpuacct", "cpuset", "memory", "blkio", "pids", "hugetlb"];
 
 /// Lists the threads of process `pid`, of the processes below it, and the kernel threads that work for them.
 /// Threads that end meanwhile are left out.
