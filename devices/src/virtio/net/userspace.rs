@@ -13,7 +13,7 @@ use super::tap::{MAX_PACKET, MIN_PACKET, Received, Tap};
 use super::{HEADER_LEN, Queues};
 use crate::virtio::device::{DeviceError, Memory};
 use crate::virtio::iovec::ChainIovecs;
-use crate::virtio::virtqueue::{QueueError, Virtqueue};
+use crate::virtio::virtqueue::{QueueError, Virtqueue, signal};
 
 /// Where the header says over how many buffers a packet is spread: always 1, because we do not offer
 /// VIRTIO_NET_F_MRG_RXBUF (virtio 1.2, section 5.1.6.4.1). The TAP leaves this field alone.
@@ -68,7 +68,7 @@ impl Userspace {
         while receive_one(tap, rx, &memory, iovecs, dropped)? {
             left -= 1;
             if left == 0 {
-                rx.kick().write(1).map_err(|source| QueueError::Signal { queue: rx.index(), source })?;
+                signal(rx.kick()).map_err(|source| QueueError::Signal { queue: rx.index(), source })?;
                 break;
             }
         }
