@@ -109,7 +109,7 @@ pub trait VirtioDevice: Send {
     /// that come to life here inherit that thread's cgroup. Afterwards each queue is served once as if kicked.
     fn start(&mut self, activation: Activation) -> Result<(), DeviceError>;
 
-    /// Queue `index` was kicked. Not called for [`Server::Vhost`].
+    /// Queue `index`, one that the driver enabled, was kicked. Not called for [`Server::Vhost`].
     fn queue_event(&mut self, index: usize) -> Result<(), DeviceError>;
 
     /// The source `fd` is ready.

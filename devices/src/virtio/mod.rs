@@ -15,4 +15,6 @@ pub mod worker;
 #[cfg(test)]
 pub(crate) mod driver_ring;
 #[cfg(test)]
+pub(crate) mod fake_device;
+#[cfg(test)]
 pub(crate) mod testing;

@@ -22,8 +22,8 @@ enum Life {
     Idle,
     /// The driver set DRIVER_OK; the thread that serves the device has not noticed yet.
     Starting(Activation),
-    /// Started.
-    Running,
+    /// Started, with these queues enabled, by index.
+    Running(Vec<bool>),
     /// Reset by us because it could not go on; DEVICE_NEEDS_RESET is set.
     Failed,
 }
@@ -121,7 +121,7 @@ impl Slot {
     /// The driver reset the device, or the VM ends. On return nothing touches guest memory any more.
     pub fn reset(&self) {
         let mut served = self.lock();
-        if let Life::Running = std::mem::replace(&mut served.life, Life::Idle) {
+        if let Life::Running(_) = std::mem::replace(&mut served.life, Life::Idle) {
             served.device.reset();
         }
         self.needs_reset.store(false, Ordering::SeqCst);
@@ -161,7 +161,7 @@ impl Slot {
             Life::Starting(activation) => {
                 let enabled: Vec<bool> = activation.queues.iter().map(Option::is_some).collect();
                 // Running before the call: if it fails, the device is reset.
-                served.life = Life::Running;
+                served.life = Life::Running(enabled.clone());
                 let mut result = served.device.start(activation);
                 if self.server == Server::EventLoop {
                     for (index, _) in enabled.iter().enumerate().filter(|(_, enabled)| **enabled) {
@@ -175,10 +175,12 @@ impl Slot {
         };
     }
 
-    /// Queue `index` was kicked.
+    /// Queue `index` was kicked. Drivers can kick what they did not enable.
     pub(super) fn queue_event(&self, index: usize) {
         let mut served = self.lock();
-        if let Life::Running = served.life {
+        if let Life::Running(enabled) = &served.life
+            && enabled.get(index) == Some(&true)
+        {
             let result = served.device.queue_event(index);
             self.settle(served, result);
         }
@@ -187,7 +189,7 @@ impl Slot {
     /// The device's own descriptor `fd` is ready.
     pub(super) fn source_event(&self, fd: std::os::fd::RawFd) {
         let mut served = self.lock();
-        if let Life::Running = served.life {
+        if let Life::Running(_) = served.life {
             let result = served.device.source_event(fd);
             self.settle(served, result);
         }
@@ -206,7 +208,7 @@ impl Slot {
             let kind = served.device.device_type();
             log::warn!("virtio device of type {kind}: {}; it needs a reset", with_sources(error));
         }
-        if let Life::Running = std::mem::replace(&mut served.life, Life::Failed) {
+        if let Life::Running(_) = std::mem::replace(&mut served.life, Life::Failed) {
             served.device.reset();
         }
         self.needs_reset.store(true, Ordering::SeqCst);
