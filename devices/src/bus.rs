@@ -64,8 +64,8 @@ struct Entry {
 ///
 /// # Locks
 /// The lock of the map is taken first and is released before the device's lock is taken; neither is held when
-/// an access returns. A device may therefore change the bus. An access that was on its way when its device was
-/// removed may still reach the device.
+/// an access returns. A device may therefore change the bus. An access that was on its way when its device
+/// was removed may still reach the device.
 #[derive(Default)]
 pub struct Bus {
     /// By first address.

@@ -8,8 +8,9 @@ use vm_superio::{I8042Device, Trigger};
 use super::{ExitKind, ExitSignal};
 use crate::bus::BusDevice;
 
-/// Ports from the data register (0x60) to the command and status register (0x64). The three between them belong
-/// to others: port 0x61 must read as ones, or a guest that calibrates its clock waits for a PIT's output there.
+/// Ports from the data register (0x60) to the command and status register (0x64). The three between them
+/// belong to others: port 0x61 must read as ones, or a guest that calibrates its clock waits for a PIT's
+/// output there.
 ///
 /// Status 0 says that the controller takes commands and has nothing to say. Command 0xfe is the reset.
 pub struct I8042(I8042Device<Reset>);

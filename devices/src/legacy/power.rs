@@ -13,8 +13,8 @@ pub struct Power(Arc<ExitSignal>);
 impl Power {
     /// Number of ports.
     pub const LEN: u64 = 3;
-    /// Offset of SLEEP_CONTROL_REG: a write of SLP_EN (bit 5) with SLP_TYP (bits 2 to 4) [`Self::S5`] switches
-    /// off.
+    /// Offset of SLEEP_CONTROL_REG: a write of SLP_EN (bit 5) with SLP_TYP (bits 2 to 4) [`Self::S5`]
+    /// switches off.
     pub const SLEEP_CONTROL: u64 = 0;
     /// Offset of SLEEP_STATUS_REG.
     pub const SLEEP_STATUS: u64 = 1;

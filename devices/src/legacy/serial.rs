@@ -50,8 +50,8 @@ impl Serial {
         }
     }
 
-    /// An eventfd that is signalled when the guest has read the last byte: input may go on. It stays signalled
-    /// until [`Self::drain_room_event`].
+    /// An eventfd that is signalled when the guest has read the last byte: input may go on. It stays
+    /// signalled until [`Self::drain_room_event`].
     pub fn room_event(&self) -> RawFd {
         self.observer.room.as_raw_fd()
     }

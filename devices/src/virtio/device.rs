@@ -73,9 +73,9 @@ pub enum DeviceError {
 /// What is special about one kind of virtio device.
 ///
 /// # Life cycle
-/// `start` and `reset` alternate, beginning with `start`. The generic code holds the device's lock around every
-/// call, so no two calls overlap. Between `start` and `reset` queue and source events arrive; at other times
-/// none does. Pausing, saving and restoring will join the same contract.
+/// `start` and `reset` alternate, beginning with `start`. The generic code holds the device's lock around
+/// every call, so no two calls overlap. Between `start` and `reset` queue and source events arrive; at other
+/// times none does. Pausing, saving and restoring will join the same contract.
 pub trait VirtioDevice: Send {
     /// The device type (virtio 1.2, section 5).
     fn device_type(&self) -> u32;
@@ -106,7 +106,8 @@ pub trait VirtioDevice: Send {
     }
 
     /// The driver is ready. Runs on the thread that serves the device, never on a vCPU thread: kernel workers
-    /// that come to life here inherit that thread's cgroup. Afterwards each queue is served once as if kicked.
+    /// that come to life here inherit that thread's cgroup. Afterwards each queue is served once as if
+    /// kicked.
     fn start(&mut self, activation: Activation) -> Result<(), DeviceError>;
 
     /// Queue `index`, one that the driver enabled, was kicked. Not called for [`Server::Vhost`].

@@ -251,7 +251,8 @@ impl DriverView {
     }
 }
 
-/// What the driver writes out of range has no effect; it is not worth more than a line for who debugs a driver.
+/// What the driver writes out of range has no effect; it is not worth more than a line for who debugs a
+/// driver.
 fn ignore_invalid(result: Result<(), virtio_queue::Error>) {
     if let Err(error) = result {
         log::debug!("ignored what a driver wrote about a queue: {error}");

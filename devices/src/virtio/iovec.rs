@@ -1,8 +1,9 @@
-//! A descriptor chain as host memory: the buffers that the driver lent, checked, ready for `readv` and `writev`.
+//! A descriptor chain as host memory: the buffers that the driver lent, checked, ready for `readv` and
+//! `writev`.
 //!
-//! [`ChainIovecs`] is the storage, kept by a device so that no request allocates. [`ChainIovecs::fill`] checks
-//! a chain and returns a [`ChainBuffers`], which borrows the storage and guest memory: neither the mapping can
-//! go away nor the storage be refilled while the pointers are in use.
+//! [`ChainIovecs`] is the storage, kept by a device so that no request allocates. [`ChainIovecs::fill`]
+//! checks a chain and returns a [`ChainBuffers`], which borrows the storage and guest memory: neither the
+//! mapping can go away nor the storage be refilled while the pointers are in use.
 
 use libc::iovec;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, VolatileSlice};
@@ -13,7 +14,8 @@ use super::virtqueue::Chain;
 /// (UIO_MAXIOV). A buffer that crosses a border between memory regions counts once for each region.
 pub const MAX_PIECES: usize = 1024;
 
-/// What can be wrong with a descriptor chain. The driver broke the specification; no other chain is concerned.
+/// What can be wrong with a descriptor chain. The driver broke the specification; no other chain is
+/// concerned.
 #[derive(Debug, thiserror::Error)]
 pub enum ChainError {
     /// Nothing can be read from the chain's first descriptor.
@@ -56,9 +58,9 @@ pub struct ChainIovecs {
     writable: Vec<iovec>,
 }
 
-// SAFETY: the pointers that make this type neither Send nor Sync are only handed out through ChainBuffers, after
-// `fill` has replaced them by pointers into the memory that the ChainBuffers borrows; what stays behind after
-// that borrow is never looked at again.
+// SAFETY: the pointers that make this type neither Send nor Sync are only handed out through ChainBuffers,
+// after `fill` has replaced them by pointers into the memory that the ChainBuffers borrows; what stays behind
+// after that borrow is never looked at again.
 unsafe impl Send for ChainIovecs {}
 
 impl ChainIovecs {
@@ -127,9 +129,9 @@ fn push_pieces(
 
 /// The buffers of one chain, all of them in guest memory. The guest may change their contents at any time.
 ///
-/// The pointers of the iovecs are good for as long as this borrow lives: memory regions are unmapped only when
-/// nobody holds the map that `fill` was given. A copy of an iovec must not be used after it, and must not be
-/// turned into a Rust slice.
+/// The pointers of the iovecs are good for as long as this borrow lives: memory regions are unmapped only
+/// when nobody holds the map that `fill` was given. A copy of an iovec must not be used after it, and must
+/// not be turned into a Rust slice.
 #[derive(Debug)]
 pub struct ChainBuffers<'m> {
     readable: &'m [iovec],
@@ -195,8 +197,8 @@ impl ChainBuffers<'_> {
 
     /// A piece as memory that somebody else changes meanwhile.
     fn volatile(&self, piece: iovec) -> VolatileSlice<'_> {
-        // SAFETY: `piece` is part of one of our iovecs, which `fill` made of a slice of guest memory; its mapping
-        // lives as long as the borrow in `self`, and nobody makes Rust references to guest memory.
+        // SAFETY: `piece` is part of one of our iovecs, which `fill` made of a slice of guest memory; its
+        // mapping lives as long as the borrow in `self`, and nobody makes Rust references to guest memory.
         unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) }
     }
 }

@@ -75,8 +75,8 @@ impl MmioTransport {
     /// Offset of QueueNotify: a 4-byte write of a queue's index there may signal its kick eventfd without us.
     pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
-    /// Registers for `device`, whose interrupts are written to `irqfd`: each write is an edge on its line. Fails
-    /// when no eventfd can be had, and for a device that offers queues that cannot be.
+    /// Registers for `device`, whose interrupts are written to `irqfd`: each write is an edge on its line.
+    /// Fails when no eventfd can be had, and for a device that offers queues that cannot be.
     pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, irqfd: EventFd) -> io::Result<Self> {
         let interrupt = Arc::new(MmioInterrupt { status: AtomicU32::new(0), irqfd });
         let driver = DriverView::new(device.features(), device.queue_max_sizes())

@@ -1,5 +1,17 @@
-//! Virtio 1.2, split rings. See [`device::VirtioDevice`] for what a device must say of itself; negotiation,
-//! activation, queue events, interrupts and reset are done once for all of them.
+//! Virtio 1.2, split rings. Negotiation, activation, queue events, interrupts and reset are done once for all
+//! devices; what is special about one kind is in its own folder.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`device`] | the contract: what a device says of itself, and what is asked of it when |
+//! | [`driver`] | what the driver has said: status, features, queues; for any transport |
+//! | [`slot`] | a device's life between its transport and its worker |
+//! | [`worker`] | the device on an event loop |
+//! | [`mmio`] | the transport: registers, and the [`interrupt`] |
+//! | [`virtqueue`], [`iovec`] | a running ring, and a chain of it as host memory |
+//!
+//! A new device implements [`device::VirtioDevice`]; `vmm` puts it into an [`mmio::MmioTransport`], that on
+//! the bus, its kicks into KVM, and its worker on an event loop.
 
 pub mod block;
 pub mod device;

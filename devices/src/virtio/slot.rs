@@ -1,5 +1,5 @@
-//! A device in its place: its life between what the driver asks for on a vCPU thread and the thread that serves
-//! it.
+//! A device in its place: its life between what the driver asks for on a vCPU thread and the thread that
+//! serves it.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,9 +46,9 @@ struct Served {
 ///
 /// # Locks
 /// A transport's lock (held by the bus around an access) comes first, then the lock in here, which is held
-/// around every call of the device and every step of its life. A device takes no lock of a transport: it reaches
-/// the driver only through [`Interrupt`], which takes none. So a reset on a vCPU thread waits for the device to
-/// finish what it is doing, and on return the device is at rest.
+/// around every call of the device and every step of its life. A device takes no lock of a transport: it
+/// reaches the driver only through [`Interrupt`], which takes none. So a reset on a vCPU thread waits for the
+/// device to finish what it is doing, and on return the device is at rest.
 pub struct Slot {
     served: Mutex<Served>,
     needs_reset: AtomicBool,
@@ -95,7 +95,8 @@ impl Slot {
         self.needs_reset.load(Ordering::SeqCst)
     }
 
-    /// The driver kicks queue `index`, on a way that KVM does not shorten. One that does not exist is ignored.
+    /// The driver kicks queue `index`, on a way that KVM does not shorten. One that does not exist is
+    /// ignored.
     pub fn kick(&self, index: usize) {
         if let Some(kick) = self.kicks.get(index)
             && let Err(error) = signal(kick)

@@ -39,8 +39,8 @@ impl Interrupt for RecordedInterrupt {
     }
 }
 
-/// A driver's view of a ring of [`Self::SIZE`] descriptors that takes less than a page. (The mock of virtio-queue
-/// lays the used ring over the end of the available ring.)
+/// A driver's view of a ring of [`Self::SIZE`] descriptors that takes less than a page. (The mock of
+/// virtio-queue lays the used ring over the end of the available ring.)
 pub struct Ring<'m> {
     pub memory: &'m GuestMemoryMmap,
     base: u64,

@@ -65,9 +65,9 @@ pub enum QueueError {
     },
 }
 
-/// Checks that all three parts of queue `index` lie in guest memory, each in one region of it: then a part is in
-/// one piece in our address space too, as vhost needs it. Sizes are those of virtio 1.2, section 2.7, with the
-/// fields of VIRTIO_F_EVENT_IDX.
+/// Checks that all three parts of queue `index` lie in guest memory, each in one region of it: then a part is
+/// in one piece in our address space too, as vhost needs it. Sizes are those of virtio 1.2, section 2.7, with
+/// the fields of VIRTIO_F_EVENT_IDX.
 pub fn check_ring(index: u16, queue: &Queue, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
     let size = usize::from(queue.size());
     for (part, address, len) in [

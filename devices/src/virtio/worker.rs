@@ -13,8 +13,8 @@ use super::slot::Slot;
 const ACTIVATION: u32 = u32::MAX;
 const SOURCE: u32 = u32::MAX - 1;
 
-/// A device's part in the event loop whose thread is to serve it: starts it, and brings it kicks and the events
-/// of its own descriptors. Everything that the device does beside vCPU threads happens on that thread.
+/// A device's part in the event loop whose thread is to serve it: starts it, and brings it kicks and the
+/// events of its own descriptors. Everything that the device does beside vCPU threads happens on that thread.
 pub struct Worker {
     slot: Arc<Slot>,
 }
@@ -46,8 +46,8 @@ impl MutEventSubscriber for Worker {
     }
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
-        // Each eventfd is drained before what it announces is done, so that nothing announced meanwhile is lost.
-        // Draining fails when there is nothing to drain.
+        // Each eventfd is drained before what it announces is done, so that nothing announced meanwhile is
+        // lost. Draining fails when there is nothing to drain.
         match events.data() {
             ACTIVATION => {
                 let _ = self.slot.activation().read();
