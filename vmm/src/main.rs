@@ -1,2 +1,5 @@
-//! The `pinfold` binary.
-fn main() {}
+//! The `pinfold` binary: see the `vmm` crate.
+
+fn main() -> std::process::ExitCode {
+    vmm::launch::main()
+}

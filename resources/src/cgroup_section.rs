@@ -1,0 +1,149 @@
+//! `cgroup`: where the threads go, and what they may use.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Which of the kernel's cgroup interfaces to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupVersion {
+    /// v2 where the controllers are in the unified hierarchy, else v1.
+    #[default]
+    Auto,
+    /// The legacy hierarchies, one or more controllers each.
+    V1,
+    /// The unified hierarchy.
+    V2,
+}
+
+/// Who makes the groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// `systemd` where the parent is in its form, else `cgroupfs`.
+    #[default]
+    Auto,
+    /// Pinfold makes directories in cgroupfs.
+    Cgroupfs,
+    /// systemd makes a transient scope.
+    Systemd,
+    /// Nobody: the threads stay where Pinfold was started. The explicit opt-out.
+    None,
+}
+
+/// A container of the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Container {
+    /// Its name in the API.
+    pub id: String,
+    /// What it may use, as in its OCI specification (`linux.resources`).
+    #[serde(default)]
+    pub resources: cgroup::Resources,
+}
+
+/// Placement and limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CgroupSection {
+    /// Which interface.
+    #[serde(default)]
+    pub version: CgroupVersion,
+    /// Who makes the groups.
+    #[serde(default)]
+    pub driver: Driver,
+    /// The pod's cgroup, below which the sandbox is made: a path such as `/kubepods/pod1`. It must exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// A bundle's config.json.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci_spec: Option<PathBuf>,
+    /// Name of the group of the whole microVM.
+    #[serde(default = "sandbox_name")]
+    pub sandbox_name: cgroup::GroupName,
+    /// Name of the vCPU threads' group.
+    #[serde(default = "vcpus_name")]
+    pub vcpus_name: cgroup::GroupName,
+    /// Name of the group of all other threads (v2).
+    #[serde(default = "overhead_name")]
+    pub overhead_name: cgroup::GroupName,
+    /// Whether each vCPU has a CPU of its own.
+    #[serde(default)]
+    pub pin_vcpus: bool,
+    /// Whether the containers' sums decide the number of vCPUs and the memory.
+    #[serde(default)]
+    pub size_vm: bool,
+    /// What Pinfold itself may use beyond the containers' sum: the pod's overhead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<cgroup::Resources>,
+    /// The containers whose sum is the microVM's share.
+    #[serde(default)]
+    pub containers: Vec<Container>,
+}
+
+/// A group name of ours, which is valid.
+fn name(text: &str) -> cgroup::GroupName {
+    text.parse().expect("a valid group name")
+}
+
+fn sandbox_name() -> cgroup::GroupName {
+    name("kata-sandbox")
+}
+
+fn vcpus_name() -> cgroup::GroupName {
+    name("kata-sandbox-vcpus")
+}
+
+fn overhead_name() -> cgroup::GroupName {
+    name("kata-sandbox-overhead")
+}
+
+impl Default for CgroupSection {
+    fn default() -> Self {
+        Self {
+            version: CgroupVersion::default(),
+            driver: Driver::default(),
+            parent: None,
+            oci_spec: None,
+            sandbox_name: sandbox_name(),
+            vcpus_name: vcpus_name(),
+            overhead_name: overhead_name(),
+            pin_vcpus: false,
+            size_vm: false,
+            overhead: None,
+            containers: Vec::new(),
+        }
+    }
+}
+
+impl CgroupSection {
+    /// What is wrong with the values, as the field and why.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.driver == Driver::Systemd {
+            return Err(("driver", "\"systemd\" is not supported yet; say \"cgroupfs\"".to_owned()));
+        }
+        if self.oci_spec.is_some() {
+            return Err(("oci_spec", "is not supported yet; name the parent and list the containers".to_owned()));
+        }
+        if self.pin_vcpus {
+            return Err(("pin_vcpus", "is not supported yet; leave it out".to_owned()));
+        }
+        if self.size_vm {
+            return Err(("size_vm", "is not supported yet; set vcpu_count and mem_size_mib".to_owned()));
+        }
+        let names = [&self.sandbox_name, &self.vcpus_name, &self.overhead_name];
+        if names[0] == names[1] || names[0] == names[2] || names[1] == names[2] {
+            return Err(("sandbox_name", "the three group names must differ".to_owned()));
+        }
+        for (index, container) in self.containers.iter().enumerate() {
+            if container.id.is_empty() {
+                return Err(("containers", format!("container number {index} has an empty id")));
+            }
+            if self.containers[..index].iter().any(|earlier| earlier.id == container.id) {
+                return Err(("containers", format!("the id {:?} is there twice", container.id)));
+            }
+        }
+        Ok(())
+    }
+}

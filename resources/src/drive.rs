@@ -1,0 +1,90 @@
+//! `drives`: block devices.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{RateLimiter, ResourceId};
+
+/// What a guest's flush is worth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheType {
+    /// The guest is not offered flushes; data reaches the disk when the host thinks fit.
+    #[default]
+    Unsafe,
+    /// A flush completes when the data are on the disk.
+    Writeback,
+}
+
+/// How requests reach the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoEngine {
+    /// One system call a request.
+    #[default]
+    Sync,
+    /// io_uring.
+    Async,
+}
+
+/// A block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drive {
+    /// Its name in the API, and its serial number in the guest (the first 20 bytes).
+    pub drive_id: ResourceId,
+    /// Whether the guest's root file system is on it.
+    pub is_root_device: bool,
+    /// The partition that holds the root file system, for `root=PARTUUID=`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partuuid: Option<String>,
+    /// What a flush is worth.
+    #[serde(default)]
+    pub cache_type: CacheType,
+    /// The file or block device behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_on_host: Option<PathBuf>,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub is_read_only: bool,
+    /// Limits on its use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
+    /// How requests reach the file.
+    #[serde(default)]
+    pub io_engine: IoEngine,
+    /// Socket of a vhost-user-blk server, instead of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// Whether the device has an I/O thread of its own.
+    #[serde(default)]
+    pub io_thread: bool,
+}
+
+impl Drive {
+    /// What is wrong with the values, as the field and why.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.socket.is_some() {
+            return Err(("socket", "vhost-user block devices are not supported yet; use path_on_host".to_owned()));
+        }
+        if self.path_on_host.is_none() {
+            return Err(("path_on_host", "missing: name the file or block device behind the drive".to_owned()));
+        }
+        if self.partuuid.is_some() && !self.is_root_device {
+            return Err(("partuuid", "has a meaning only with is_root_device".to_owned()));
+        }
+        let sane = |uuid: &str| !uuid.is_empty() && uuid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+        if self.partuuid.as_deref().is_some_and(|uuid| !sane(uuid)) {
+            return Err(("partuuid", "must be hexadecimal digits and hyphens".to_owned()));
+        }
+        if self.io_engine == IoEngine::Async {
+            return Err(("io_engine", "\"Async\" is not supported yet; say \"Sync\"".to_owned()));
+        }
+        if self.io_thread {
+            return Err(("io_thread", "is not supported yet; leave it out".to_owned()));
+        }
+        if self.rate_limiter.is_some_and(|limiter| !limiter.is_unlimited()) {
+            return Err(("rate_limiter", "rate limiters are not supported yet; leave it out".to_owned()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! `network-interfaces`.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{RateLimiter, ResourceId};
+
+/// A MAC address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddr(pub [u8; 6]);
+
+impl TryFrom<String> for MacAddr {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not a MAC address such as 06:00:ac:10:00:02");
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+        }
+        // A device's own address names one station (IEEE 802: the group bit is clear).
+        if parts.next().is_some() || bytes[0] & 1 == 1 { Err(wrong()) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl From<MacAddr> for String {
+    fn from(mac: MacAddr) -> String {
+        mac.to_string()
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Whether the kernel's vhost-net moves the packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VhostMode {
+    /// Where /dev/vhost-net can be opened.
+    #[default]
+    Auto,
+    /// Always; refuse to start without it.
+    On,
+    /// Never.
+    Off,
+}
+
+/// A network interface on a TAP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterface {
+    /// Its name in the API.
+    pub iface_id: ResourceId,
+    /// The TAP on the host. It must exist.
+    pub host_dev_name: String,
+    /// The address that the guest sees; the guest chooses one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_mac: Option<MacAddr>,
+    /// The MTU that the guest is told, 68 to 65535.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Limits on what the guest receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// Limits on what the guest sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiter>,
+    /// Whether the kernel moves the packets.
+    #[serde(default)]
+    pub vhost: VhostMode,
+}
+
+impl NetworkInterface {
+    /// What is wrong with the values, as the field and why.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
+        // IFNAMSIZ is 16 with the closing NUL.
+        if !(1..=15).contains(&self.host_dev_name.len()) || self.host_dev_name.contains(['/', '\0', ' ']) {
+            return Err((
+                "host_dev_name",
+                format!("{:?} is not an interface's name of 1 to 15 bytes", self.host_dev_name),
+            ));
+        }
+        if self.mtu.is_some_and(|mtu| mtu < 68) {
+            return Err(("mtu", "must be at least 68".to_owned()));
+        }
+        for (field, limiter) in
+            [("rx_rate_limiter", self.rx_rate_limiter), ("tx_rate_limiter", self.tx_rate_limiter)]
+        {
+            if limiter.is_some_and(|limiter| !limiter.is_unlimited()) {
+                return Err((field, "rate limiters are not supported yet; leave it out".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses_are_read_and_shown() {
+        let mac = MacAddr::try_from("06:00:AC:10:00:02".to_owned()).unwrap();
+        assert_eq!(mac.to_string(), "06:00:ac:10:00:02");
+        for bad in ["", "06:00:ac:10:00", "06:00:ac:10:00:02:03", "6:0:ac:10:0:2", "gg:00:ac:10:00:02", "01:00:ac:10:00:02"] {
+            assert!(MacAddr::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Handing state and open descriptors to another image of ourselves: the one that we execute, and the reaper.
+//!
+//! The state travels as JSON in a sealed memfd, never in the environment, and says which number each named
+//! descriptor has in the receiving process.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Changes whenever the meaning of the state does.
+const VERSION: u32 = 1;
+
+/// Nothing may change the state on its way.
+const SEALS: i32 = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+
+/// Descriptors by name.
+pub type Descriptors = BTreeMap<String, OwnedFd>;
+
+/// Why state could not be handed on or taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// A system call failed.
+    #[error("handing state to another image of pinfold: {doing}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The state cannot be written or read.
+    #[error("handing state to another image of pinfold: its form is wrong")]
+    Form(#[from] serde_json::Error),
+    /// What was given is not ours.
+    #[error("descriptor {0} does not hold the state of a pinfold {version}: --handover and --reap are for internal use", version = env!("CARGO_PKG_VERSION"))]
+    Foreign(RawFd),
+}
+
+fn io(doing: &'static str) -> impl FnOnce(io::Error) -> HandoverError {
+    move |source| HandoverError::Io { doing, source }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<T> {
+    version: u32,
+    descriptors: BTreeMap<String, RawFd>,
+    state: T,
+}
+
+/// Writes `state` and the numbers of `descriptors` to a sealed memfd. Neither it nor they are inheritable yet:
+/// see [`inheritable`].
+pub fn pack<T: Serialize>(state: &T, descriptors: &Descriptors) -> Result<OwnedFd, HandoverError> {
+    let numbers = descriptors.iter().map(|(name, fd)| (name.clone(), fd.as_raw_fd())).collect();
+    let text = serde_json::to_vec(&Envelope { version: VERSION, descriptors: numbers, state })?;
+    // SAFETY: the name is a NUL-terminated string, and the flags are valid.
+    let fd = unsafe { libc::memfd_create(c"pinfold-state".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(io("memfd_create")(io::Error::last_os_error()));
+    }
+    // SAFETY: memfd_create returned a new descriptor, which nobody else owns.
+    let mut file = unsafe { File::from_raw_fd(fd) };
+    file.write_all(&text).map_err(io("write"))?;
+    // SAFETY: fcntl on a descriptor that we own, with an integer argument.
+    if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, SEALS) } < 0 {
+        return Err(io("F_ADD_SEALS")(io::Error::last_os_error()));
+    }
+    Ok(file.into())
+}
+
+/// Takes over what [`pack`] wrote. Everything is close-on-exec afterwards.
+///
+/// Called once, at the start of a process, before it opens anything: each number in the state then stands for a
+/// descriptor that was inherited for us alone.
+pub fn unpack<T: DeserializeOwned>(fd: RawFd) -> Result<(T, Descriptors), HandoverError> {
+    // SAFETY: F_GET_SEALS takes no argument and works on any number.
+    if fd <= 2 || unsafe { libc::fcntl(fd, libc::F_GET_SEALS) } != SEALS {
+        return Err(HandoverError::Foreign(fd));
+    }
+    // SAFETY: it is an open memfd with our seals, inherited for us alone, as the command line says.
+    let mut file = unsafe { File::from_raw_fd(fd) };
+    let mut text = Vec::new();
+    io::Seek::rewind(&mut file).and_then(|()| file.read_to_end(&mut text)).map_err(io("read"))?;
+    let envelope: Envelope<T> = serde_json::from_slice(&text)?;
+    if envelope.version != VERSION {
+        return Err(HandoverError::Foreign(fd));
+    }
+    let mut descriptors = Descriptors::new();
+    for (name, number) in envelope.descriptors {
+        set_cloexec(number, true).map_err(io("set close-on-exec"))?;
+        // SAFETY: the sender listed each open descriptor once and left it to us; fcntl just said that it is open.
+        descriptors.insert(name, unsafe { OwnedFd::from_raw_fd(number) });
+    }
+    Ok((envelope.state, descriptors))
+}
+
+/// Lets every one of `fds` survive an exec. Only system calls: may run between fork and exec.
+pub fn inheritable(fds: &[RawFd]) -> io::Result<()> {
+    fds.iter().try_for_each(|&fd| set_cloexec(fd, false))
+}
+
+fn set_cloexec(fd: RawFd, on: bool) -> io::Result<()> {
+    // SAFETY: F_SETFD takes an integer; a number that is not open gives EBADF.
+    match unsafe { libc::fcntl(fd, libc::F_SETFD, if on { libc::FD_CLOEXEC } else { 0 }) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::IntoRawFd;
+
+    use super::*;
+
+    #[test]
+    fn state_and_descriptors_arrive() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let descriptors = Descriptors::from([("link".to_owned(), OwnedFd::from(theirs))]);
+        let memfd = pack(&vec![1, 2, 3], &descriptors).unwrap();
+        // An exec would end the sender's ownership.
+        descriptors.into_values().for_each(|fd| drop(fd.into_raw_fd()));
+        let (state, descriptors) = unpack::<Vec<u32>>(memfd.into_raw_fd()).unwrap();
+        assert_eq!(state, [1, 2, 3]);
+        drop(descriptors);
+        assert_eq!((&ours).read(&mut [0]).unwrap(), 0, "the other end is closed: it was handed over");
+    }
+
+    #[test]
+    fn what_is_not_ours_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(matches!(unpack::<u32>(file.as_raw_fd()), Err(HandoverError::Foreign(_))));
+        assert!(matches!(unpack::<u32>(0), Err(HandoverError::Foreign(0))));
+        assert!(matches!(unpack::<u32>(9999), Err(HandoverError::Foreign(9999))));
+    }
+}

@@ -1,0 +1,57 @@
+//! How the process ends: its exit code, and the one line that says why.
+
+use std::error::Error;
+
+/// Exit codes, as Firecracker's clients know them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The guest shut down or reset, or we were asked to stop.
+    Ok = 0,
+    /// Something failed while the guest ran.
+    Generic = 1,
+    /// The configuration cannot be honoured; placement included.
+    BadConfiguration = 152,
+    /// The command line makes no sense.
+    BadArguments = 153,
+    /// The terminal went away.
+    Hangup = 156,
+}
+
+impl From<Code> for std::process::ExitCode {
+    fn from(code: Code) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+/// Why the process ends before its time.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: Code,
+    /// One line: what was being done, to what, what went wrong, and the way out.
+    pub message: String,
+}
+
+impl Failure {
+    /// The configuration cannot be honoured because of `error`.
+    pub fn configuration(error: &dyn Error) -> Self {
+        Self { code: Code::BadConfiguration, message: chain(error) }
+    }
+
+    /// Something failed while the guest ran.
+    pub fn generic(error: &dyn Error) -> Self {
+        Self { code: Code::Generic, message: chain(error) }
+    }
+}
+
+/// An error and what caused it, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text.replace('\n', " ")
+}

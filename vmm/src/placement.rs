@@ -1,0 +1,218 @@
+//! From the configuration's `cgroup` section to threads in their cgroups.
+//!
+//! The main thread joins first, then the process executes itself anew ([`Placement::exec`]): its old address
+//! space, which was charged to whoever launched us, is gone, and every page from then on is charged to the pod.
+
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
+
+use resources::{CgroupSection, CgroupVersion, Driver, InstanceId, MicrovmConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::descriptors::{self, Descriptors, HandoverError};
+use crate::exit::chain;
+use crate::reaper::{self, Link, ReaperError};
+use crate::vcpu::Join;
+
+/// Name of the descriptor of the link to the reaper; the others are the cgroups'.
+const LINK: &str = "placement.reaper";
+
+/// Why the threads have no place.
+#[derive(Debug, thiserror::Error)]
+pub enum PlacementError {
+    /// The groups could not be made or joined.
+    #[error("cgroup")]
+    Cgroup(#[from] cgroup::Error),
+    /// The parent's name is not a path.
+    #[error("cgroup.parent: {0}")]
+    Parent(String),
+    /// The reaper is missing.
+    #[error(transparent)]
+    Reaper(#[from] ReaperError),
+    /// The state could not be handed on.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+    /// A system call failed.
+    #[error("cannot execute pinfold anew in its cgroup: {doing}")]
+    Exec {
+        /// What was being done.
+        doing: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+/// Our own executable, by a descriptor: a chroot has no path to it.
+pub struct Image(OwnedFd);
+
+impl Image {
+    /// The file that this process executes.
+    pub fn open() -> Result<Self, PlacementError> {
+        let doing = "open /proc/self/exe";
+        File::open("/proc/self/exe")
+            .map(|file| Self(file.into()))
+            .map_err(|source| PlacementError::Exec { doing, source })
+    }
+
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Where the threads of this process live.
+pub enum Placement {
+    /// In groups of ours; the main thread has joined.
+    Placed {
+        /// The groups.
+        tree: Arc<cgroup::Tree>,
+        /// The way to the process that removes them.
+        reaper: Link,
+    },
+    /// Wherever we were started: `"driver": "none"`.
+    Unplaced,
+}
+
+/// What travels to the new image of ourselves.
+#[derive(Serialize, Deserialize)]
+struct State {
+    config: MicrovmConfig,
+    tree: cgroup::TreeState,
+}
+
+impl Placement {
+    /// Makes the groups, joins them with the calling thread, which is the only one, and starts the reaper.
+    pub fn establish(image: &Image, id: &InstanceId, section: &CgroupSection) -> Result<Self, PlacementError> {
+        if section.driver == Driver::None {
+            return Ok(Self::Unplaced);
+        }
+        let plan = cgroup::resolve(&request(id, section)?)?;
+        let (tree, cleaner) = plan.create()?;
+        for limit in &tree.groups().unapplied {
+            log::warn!("a limit could not be applied: {limit}");
+        }
+        for limit in &tree.groups().pending {
+            log::warn!("a limit cannot be applied yet: {limit}");
+        }
+        if let Err(error) = tree.join(cgroup::Role::Overhead) {
+            if let Err(second) = cleaner.leave_and_remove(std::time::Duration::from_secs(2)) {
+                log::warn!("{}", chain(&second));
+            }
+            return Err(error.into());
+        }
+        let reaper = reaper::start(image.as_fd(), id.as_str(), cleaner)?;
+        Ok(Self::Placed { tree: Arc::new(tree), reaper })
+    }
+
+    /// Executes this process anew with its arguments and `config`, unless its memory is charged to the right
+    /// group already.
+    pub fn exec(self, image: &Image, config: &MicrovmConfig) -> Result<Self, PlacementError> {
+        match self {
+            Self::Placed { tree, reaper } if tree.needs_exec() => {
+                let Ok(tree) = Arc::try_unwrap(tree) else { unreachable!("no thread shares it yet") };
+                match exec(image, config, tree, reaper)? {}
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// In the new image: takes over what [`Placement::exec`] handed on.
+    pub fn resume(fd: RawFd) -> Result<(Self, MicrovmConfig), PlacementError> {
+        // SAFETY: the name is a NUL-terminated string. An execveat names the thread after the descriptor.
+        unsafe { libc::prctl(libc::PR_SET_NAME, c"pinfold".as_ptr()) };
+        let (state, mut descriptors) = descriptors::unpack::<State>(fd)?;
+        let link = descriptors.remove(LINK).ok_or(HandoverError::Foreign(fd))?;
+        let tree = cgroup::Tree::from_parts(state.tree, &mut descriptors.into_iter().collect())?;
+        let placed = Self::Placed { tree: Arc::new(tree), reaper: Link::from_fd(link) };
+        Ok((placed, state.config))
+    }
+
+    /// What a vCPU thread does first of all.
+    pub fn vcpu_join(&self) -> Join {
+        match self {
+            Self::Placed { tree, .. } => {
+                let tree = Arc::clone(tree);
+                Arc::new(move || tree.join(cgroup::Role::Vcpu).map_err(|error| chain(&error)))
+            }
+            Self::Unplaced => Arc::new(|| Ok(())),
+        }
+    }
+
+    /// Leaves the groups and has them removed. Every other thread has ended.
+    pub fn dissolve(self) {
+        if let Self::Placed { tree, reaper } = self {
+            drop(tree);
+            reaper.finish();
+        }
+    }
+}
+
+/// What to ask the crate `cgroup` for.
+fn request(id: &InstanceId, section: &CgroupSection) -> Result<cgroup::Request, PlacementError> {
+    let parent = section.parent.as_ref().map(|parent| {
+        parent.parse::<cgroup::CgroupPath>().map_err(|error| PlacementError::Parent(chain(&error)))
+    });
+    Ok(cgroup::Request {
+        id: id.to_string(),
+        version: match section.version {
+            CgroupVersion::Auto => cgroup::VersionChoice::Auto,
+            CgroupVersion::V1 => cgroup::VersionChoice::V1,
+            CgroupVersion::V2 => cgroup::VersionChoice::V2,
+        },
+        parent: parent.transpose()?,
+        names: cgroup::Names {
+            sandbox: section.sandbox_name.clone(),
+            vcpus: section.vcpus_name.clone(),
+            overhead: section.overhead_name.clone(),
+        },
+        containers: section.containers.iter().map(|container| container.resources.clone()).collect(),
+        overhead: section.overhead.clone(),
+    })
+}
+
+/// Replaces this process by a new image of itself.
+fn exec(
+    image: &Image,
+    config: &MicrovmConfig,
+    tree: cgroup::Tree,
+    reaper: Link,
+) -> Result<Infallible, PlacementError> {
+    let failed = |doing| move |source| PlacementError::Exec { doing, source };
+    let (tree, fds) = tree.into_parts();
+    let mut handed = Descriptors::from_iter(fds);
+    handed.insert(LINK.to_owned(), reaper.into_fd());
+    let memfd = descriptors::pack(&State { config: config.clone(), tree }, &handed)?;
+    let flag = OsString::from(format!("--handover={}", memfd.as_raw_fd()));
+    let to_c = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
+    let arguments: Vec<CString> = std::env::args_os()
+        .chain([flag])
+        .map(to_c)
+        .collect::<io::Result<_>>()
+        .map_err(failed("the arguments"))?;
+    let mut argv: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
+    argv.push(std::ptr::null());
+    let fds: Vec<RawFd> = handed.values().chain([&memfd]).map(AsRawFd::as_raw_fd).collect();
+    descriptors::inheritable(&fds).map_err(failed("fcntl"))?;
+    // SAFETY: the path is an empty string for AT_EMPTY_PATH, argv and environ are NULL-terminated arrays of
+    // NUL-terminated strings that live through the call, and no other thread changes the environment.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            image.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            environ,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Err(failed("execveat")(io::Error::last_os_error()))
+}
+
+unsafe extern "C" {
+    /// The environment as the C library keeps it.
+    static environ: *const *const libc::c_char;
+}

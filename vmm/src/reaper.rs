@@ -1,0 +1,180 @@
+//! The reaper: a small process that removes our cgroups when we are gone, however we went.
+//!
+//! It is started in the overhead group, in a session of its own, and holds a pidfd of the microVM's process, one
+//! end of a socket whose other end we hold, and our standard error. A cgroup that holds a process cannot be
+//! removed, so when we end it moves itself (and, when asked to while we still live, us) to where we were
+//! started, removes what was made, and only then lets go of standard error: whoever waits for its end of file
+//! knows that nothing of ours is left.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::console;
+use crate::descriptors::{self, Descriptors, HandoverError};
+use crate::exit::chain;
+
+/// Names of the descriptors that a reaper is given, beside those of its [`cgroup::Cleaner`].
+const LINK: &str = "reaper.link";
+const PIDFD: &str = "reaper.pidfd";
+const TERMINAL: &str = "reaper.terminal";
+
+/// How long a group that was just left may still be busy.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long we wait for the reaper to answer: longer than it may take on a slow host.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// The bytes that are said on the link.
+const READY: u8 = b'R';
+const FINISH: u8 = b'F';
+
+/// Why there is no reaper.
+#[derive(Debug, thiserror::Error)]
+pub enum ReaperError {
+    /// Its state could not be handed to it.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+    /// The cgroups' part of it is wrong.
+    #[error(transparent)]
+    Parts(#[from] cgroup::Error),
+    /// It could not be started.
+    #[error("cannot start the process that removes the cgroups at the end: {doing}")]
+    Start {
+        /// What was being done.
+        doing: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+/// What a reaper is told.
+#[derive(Serialize, Deserialize)]
+struct State {
+    id: String,
+    pid: i32,
+    cleaner: cgroup::CleanerState,
+}
+
+/// Our end of the link to the reaper.
+pub struct Link(UnixStream);
+
+impl Link {
+    /// Takes over a link from the image of ourselves that started the reaper.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd.into())
+    }
+
+    /// For handing the link to another image of ourselves.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0.into()
+    }
+
+    /// Has everything removed, and returns when it is. The process finds itself where it was started.
+    pub fn finish(mut self) {
+        let finished = self
+            .0
+            .set_read_timeout(Some(ANSWER))
+            .and_then(|()| self.0.write_all(&[FINISH]))
+            .and_then(|()| self.0.read_to_end(&mut Vec::new()));
+        if let Err(error) = finished {
+            log::error!("the process that removes the cgroups does not answer: {error}");
+        }
+    }
+}
+
+/// Starts the reaper, which `image` is executed for, and waits until it is ready. The calling thread is in the
+/// overhead group already, and so is the reaper from its birth.
+pub fn start(image: BorrowedFd<'_>, id: &str, cleaner: cgroup::Cleaner) -> Result<Link, ReaperError> {
+    let failed = |doing| move |source| ReaperError::Start { doing, source };
+    let pid = std::process::id().cast_signed();
+    let (mut ours, theirs) = UnixStream::pair().map_err(failed("socketpair"))?;
+    let (cleaner, fds) = cleaner.into_parts();
+    let mut given = Descriptors::from_iter(fds);
+    given.insert(LINK.to_owned(), theirs.into());
+    given.insert(PIDFD.to_owned(), pidfd_open(pid).map_err(failed("pidfd_open"))?);
+    if console::terminal_settings(io::stdin().as_fd()).is_some() {
+        let terminal = io::stdin().as_fd().try_clone_to_owned().map_err(failed("dup"))?;
+        given.insert(TERMINAL.to_owned(), terminal);
+    }
+    let memfd = descriptors::pack(&State { id: id.to_owned(), pid, cleaner }, &given)?;
+    let inherited: Vec<RawFd> = given.values().chain([&memfd]).map(AsRawFd::as_raw_fd).collect();
+    let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
+    command.arg0("pinfold-reaper").arg(format!("--reap={}", memfd.as_raw_fd()));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).env_clear();
+    // SAFETY: between fork and exec only system calls are made: setsid and fcntl.
+    unsafe {
+        command.pre_exec(move || {
+            libc::setsid();
+            descriptors::inheritable(&inherited)
+        });
+    }
+    command.spawn().map_err(failed("spawn"))?;
+    drop(given);
+    let mut ready = [0];
+    ours.set_read_timeout(Some(ANSWER)).map_err(failed("set_read_timeout"))?;
+    ours.read_exact(&mut ready).map_err(failed("it ended before it was ready"))?;
+    Ok(Link(ours))
+}
+
+/// The reaper's life, in its own process.
+pub fn run(fd: RawFd) -> Result<(), ReaperError> {
+    let (state, mut given) = descriptors::unpack::<State>(fd)?;
+    crate::logger::init(&state.id, log::LevelFilter::Warn);
+    // SAFETY: the name is a NUL-terminated string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"pinfold_reaper".as_ptr()) };
+    // Without it the kernel may choose us before the process that we are to survive. Needs a privilege.
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+        log::debug!("cannot lower oom_score_adj: {error}");
+    }
+    let (Some(link), Some(pidfd)) = (given.remove(LINK), given.remove(PIDFD)) else {
+        return Err(HandoverError::Foreign(fd).into());
+    };
+    let terminal = given.remove(TERMINAL);
+    let settings = terminal.as_ref().and_then(|fd| console::terminal_settings(fd.as_fd()));
+    let cleaner = cgroup::Cleaner::from_parts(state.cleaner, &mut given.into_iter().collect())?;
+    let mut link = UnixStream::from(link);
+    let failed = |doing| move |source| ReaperError::Start { doing, source };
+    link.write_all(&[READY]).map_err(failed("answer"))?;
+    let asked = matches!(link.read(&mut [0]), Ok(1));
+    if asked {
+        // It lives on, without its guest: out with it.
+        if let Err(error) = cleaner.move_out(state.pid) {
+            log::warn!("{}", chain(&error));
+        }
+    } else {
+        // The link also ends a moment before the process does.
+        wait(pidfd.as_fd());
+        if let (Some(fd), Some(settings)) = (&terminal, &settings) {
+            let _ = console::set_terminal(fd.as_fd(), settings);
+        }
+    }
+    if let Err(error) = cleaner.leave_and_remove(PATIENCE) {
+        log::warn!("{}", chain(&error));
+    }
+    Ok(())
+}
+
+/// Waits for the end of the process behind `pidfd`.
+fn wait(pidfd: BorrowedFd<'_>) {
+    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, which lives through the call.
+    while unsafe { libc::poll(&raw mut poll, 1, -1) } < 0
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+}
+
+fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match RawFd::try_from(fd) {
+        // SAFETY: it is a new descriptor, which nobody else owns.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
