@@ -27,7 +27,7 @@ pub struct Args {
     pub id: InstanceId,
 
     /// What is logged to standard error: Off, Error, Warn, Info, Debug or Trace
-    #[arg(long, default_value = "Warn", ignore_case = true, value_name = "LEVEL")]
+    #[arg(long, default_value = "Warn", value_parser = |text: &str| text.parse::<LevelFilter>().map_err(|_| "say Off, Error, Warn, Info, Debug or Trace"), value_name = "LEVEL")]
     pub level: LevelFilter,
 
     /// Internal: the descriptor that a process left to itself before it executed itself anew

@@ -55,7 +55,8 @@ pub fn pack<T: Serialize>(state: &T, descriptors: &Descriptors) -> Result<OwnedF
     let numbers = descriptors.iter().map(|(name, fd)| (name.clone(), fd.as_raw_fd())).collect();
     let text = serde_json::to_vec(&Envelope { version: VERSION, descriptors: numbers, state })?;
     // SAFETY: the name is a NUL-terminated string, and the flags are valid.
-    let fd = unsafe { libc::memfd_create(c"pinfold-state".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    let fd =
+        unsafe { libc::memfd_create(c"pinfold-state".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
     if fd < 0 {
         return Err(io("memfd_create")(io::Error::last_os_error()));
     }
@@ -120,7 +121,9 @@ mod tests {
         let descriptors = Descriptors::from([("link".to_owned(), OwnedFd::from(theirs))]);
         let memfd = pack(&vec![1, 2, 3], &descriptors).unwrap();
         // An exec would end the sender's ownership.
-        descriptors.into_values().for_each(|fd| drop(fd.into_raw_fd()));
+        for fd in descriptors.into_values() {
+            let _ = fd.into_raw_fd();
+        }
         let (state, descriptors) = unpack::<Vec<u32>>(memfd.into_raw_fd()).unwrap();
         assert_eq!(state, [1, 2, 3]);
         drop(descriptors);

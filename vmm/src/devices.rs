@@ -3,14 +3,14 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use arch::acpi::SLEEP_CONTROL_PORT;
-use arch::layout::{COM1_GSI, COM1_PORT, MmioDevice, VIRTIO_MMIO_SIZE, virtio_mmio_window};
 use ::devices::bus::{Bus, BusError};
 use ::devices::legacy::{ExitSignal, I8042, Power, Serial};
 use ::devices::virtio::block::{Block, BlockConfig, BlockError, CacheType};
 use ::devices::virtio::device::{Memory, VirtioDevice};
 use ::devices::virtio::mmio::MmioTransport;
 use ::devices::virtio::net::{Net, NetConfig, NetError, VhostMode};
+use arch::acpi::SLEEP_CONTROL_PORT;
+use arch::layout::{COM1_GSI, COM1_PORT, MmioDevice, VIRTIO_MMIO_SIZE, virtio_mmio_window};
 use kvm_ioctls::IoEventAddress;
 use resources::{Drive, MicrovmConfig, NetworkInterface};
 
@@ -80,7 +80,8 @@ impl Devices {
         exit: &Arc<ExitSignal>,
     ) -> Result<Self, DeviceError> {
         let irqs = IrqRouter::new(Arc::clone(vm));
-        let serial = Serial::new(irqs.line(COM1_GSI)?.irqfd, Box::new(output)).map_err(DeviceError::EventFd)?;
+        let serial =
+            Serial::new(irqs.line(COM1_GSI)?.irqfd, Box::new(output)).map_err(DeviceError::EventFd)?;
         let serial = Arc::new(Mutex::new(serial));
         let pio = Arc::new(Bus::new());
         pio.insert(u64::from(COM1_PORT), Serial::LEN, Arc::clone(&serial) as _)?;

@@ -128,10 +128,9 @@ impl ConsoleInput {
                     self.serial().input(&bytes[..size]);
                     false
                 }
-                Err(error) => !matches!(
-                    error.kind(),
-                    std::io::ErrorKind::Interrupted | std::io::ErrorKind::WouldBlock
-                ),
+                Err(error) => {
+                    !matches!(error.kind(), std::io::ErrorKind::Interrupted | std::io::ErrorKind::WouldBlock)
+                }
             },
         };
         if done && let Err(error) = ops.remove(self.listen()) {

@@ -39,13 +39,13 @@ fn launch() -> Result<Code, Failure> {
         return serve(&config, placement);
     }
     let Some(path) = args.config_file.as_deref().filter(|_| args.no_api) else {
-        let message = "this version has no API server yet: say --no-api --config-file FILE (see pinfold --help)";
+        let message =
+            "this version has no API server yet: say --no-api --config-file FILE (see pinfold --help)";
         return Err(Failure { code: Code::BadArguments, message: message.to_owned() });
     };
     let config = read_config(path).map_err(|error| Failure::configuration(&error))?;
-    let placed = Image::open().and_then(|image| {
-        Placement::establish(&image, &args.id, &config.cgroup)?.exec(&image, &config)
-    });
+    let placed = Image::open()
+        .and_then(|image| Placement::establish(&image, &args.id, &config.cgroup)?.exec(&image, &config));
     let placement = placed.map_err(|error| Failure::configuration(&error))?;
     serve(&config, placement)
 }

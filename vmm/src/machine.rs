@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ::devices::legacy::{ExitKind, ExitSignal};
 use arch::acpi::{AcpiError, Platform};
 use arch::boot_params::{BootInfo, BootParamsError};
 use arch::cmdline::{CmdlineError, RootDrive};
@@ -15,7 +16,6 @@ use arch::layout::{AddressMap, LayoutError, MmioDevice};
 use arch::mptable::MpTableError;
 use arch::msr::MsrError;
 use arch::regs::RegsError;
-use ::devices::legacy::{ExitKind, ExitSignal};
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 use resources::{MachineConfig, MicrovmConfig};
@@ -185,14 +185,7 @@ impl Machine {
         let input = Input::open().map_err(io("standard input"))?;
         let terminal = RawTerminal::enter().map_err(io("the terminal"))?;
         event_loop.add(ConsoleInput::new(input, devices.serial()));
-        Ok(Self {
-            vcpus,
-            _terminal: terminal,
-            event_loop,
-            _devices: devices,
-            _vm: vm,
-            _memory: guest_memory,
-        })
+        Ok(Self { vcpus, _terminal: terminal, event_loop, _devices: devices, _vm: vm, _memory: guest_memory })
     }
 
     /// Runs the guest until it ends or we are told to end.

@@ -1,7 +1,7 @@
 //! Guest memory.
 
 use arch::layout::AddressMap;
-use vm_memory::{GuestMemoryMmap, GuestRegionCollectionError};
+use vm_memory::GuestMemoryMmap;
 
 /// Why there is no guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +14,5 @@ pub struct MemoryError {
 /// Maps the guest's RAM: private anonymous memory, of which the host pays for what the guest touches.
 pub fn allocate(map: &AddressMap) -> Result<GuestMemoryMmap, MemoryError> {
     let mib = map.ram.iter().map(|(_, size)| (*size as u64) >> 20).sum();
-    GuestMemoryMmap::from_ranges(&map.ram).map_err(|error: GuestRegionCollectionError| {
-        MemoryError { mib, reason: error.to_string() }
-    })
+    GuestMemoryMmap::from_ranges(&map.ram).map_err(|error| MemoryError { mib, reason: error.to_string() })
 }

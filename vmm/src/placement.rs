@@ -86,7 +86,11 @@ struct State {
 
 impl Placement {
     /// Makes the groups, joins them with the calling thread, which is the only one, and starts the reaper.
-    pub fn establish(image: &Image, id: &InstanceId, section: &CgroupSection) -> Result<Self, PlacementError> {
+    pub fn establish(
+        image: &Image,
+        id: &InstanceId,
+        section: &CgroupSection,
+    ) -> Result<Self, PlacementError> {
         if section.driver == Driver::None {
             return Ok(Self::Unplaced);
         }
@@ -126,7 +130,7 @@ impl Placement {
         unsafe { libc::prctl(libc::PR_SET_NAME, c"pinfold".as_ptr()) };
         let (state, mut descriptors) = descriptors::unpack::<State>(fd)?;
         let link = descriptors.remove(LINK).ok_or(HandoverError::Foreign(fd))?;
-        let tree = cgroup::Tree::from_parts(state.tree, &mut descriptors.into_iter().collect())?;
+        let tree = cgroup::Tree::from_parts(state.tree, descriptors.into_iter().collect())?;
         let placed = Self::Placed { tree: Arc::new(tree), reaper: Link::from_fd(link) };
         Ok((placed, state.config))
     }

@@ -137,7 +137,7 @@ pub fn run(fd: RawFd) -> Result<(), ReaperError> {
     };
     let terminal = given.remove(TERMINAL);
     let settings = terminal.as_ref().and_then(|fd| console::terminal_settings(fd.as_fd()));
-    let cleaner = cgroup::Cleaner::from_parts(state.cleaner, &mut given.into_iter().collect())?;
+    let cleaner = cgroup::Cleaner::from_parts(state.cleaner, given.into_iter().collect())?;
     let mut link = UnixStream::from(link);
     let failed = |doing| move |source| ReaperError::Start { doing, source };
     link.write_all(&[READY]).map_err(failed("answer"))?;

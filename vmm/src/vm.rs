@@ -126,7 +126,8 @@ impl Vm {
 fn ioapic_only() -> Result<KvmIrqRouting, VmError> {
     let entries: Vec<_> = (0..arch::layout::IOAPIC_PINS)
         .map(|pin| {
-            let mut entry = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+            let mut entry =
+                kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
             entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
             entry
         })

@@ -15,8 +15,8 @@ mod kick;
 mod run;
 
 use std::io;
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
 use ::devices::bus::Bus;

@@ -127,7 +127,8 @@ impl Vcpu {
 
     /// One KVM_RUN.
     fn enter(&mut self) -> Outcome {
-        let error = |reason: String| Outcome::Ended(ExitKind::Error(format!("vCPU {}: {reason}", self.index)));
+        let error =
+            |reason: String| Outcome::Ended(ExitKind::Error(format!("vCPU {}: {reason}", self.index)));
         match self.fd.run() {
             Ok(exit) => match exit {
                 VcpuExit::IoIn(port, data) => {
