@@ -124,7 +124,10 @@ impl CgroupSection {
             return Err(("driver", "\"systemd\" is not supported yet; say \"cgroupfs\"".to_owned()));
         }
         if self.oci_spec.is_some() {
-            return Err(("oci_spec", "is not supported yet; name the parent and list the containers".to_owned()));
+            return Err((
+                "oci_spec",
+                "is not supported yet; name the parent and list the containers".to_owned(),
+            ));
         }
         if self.pin_vcpus {
             return Err(("pin_vcpus", "is not supported yet; leave it out".to_owned()));

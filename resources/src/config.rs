@@ -9,7 +9,15 @@ use crate::{BootSource, CgroupSection, Drive, MachineConfig, NetworkInterface};
 
 /// Sections of Firecracker's file that this version cannot honour.
 const NOT_YET: [&str; 9] = [
-    "balloon", "cpu-config", "entropy", "logger", "memory-hotplug", "metrics", "mmds-config", "pmem", "vsock",
+    "balloon",
+    "cpu-config",
+    "entropy",
+    "logger",
+    "memory-hotplug",
+    "metrics",
+    "mmds-config",
+    "pmem",
+    "vsock",
 ];
 
 /// What is wrong with a configuration. The text names the field by its path.
@@ -53,7 +61,8 @@ pub struct MicrovmConfig {
 impl MicrovmConfig {
     /// Reads and checks a configuration file's text.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let value: Value = serde_json::from_str(text).map_err(|e| ConfigError::Syntax(format!("not JSON: {e}")))?;
+        let value: Value =
+            serde_json::from_str(text).map_err(|e| ConfigError::Syntax(format!("not JSON: {e}")))?;
         if let Some(section) = NOT_YET.iter().find(|section| value.get(section).is_some()) {
             return Err(ConfigError::NotYet(section));
         }
@@ -73,7 +82,10 @@ impl MicrovmConfig {
     /// Checks every value that can be judged without looking at the host.
     pub fn check(&self) -> Result<(), ConfigError> {
         let at = |section: String| {
-            move |(field, problem): (&'static str, String)| ConfigError::Value { field: format!("{section}.{field}"), problem }
+            move |(field, problem): (&'static str, String)| ConfigError::Value {
+                field: format!("{section}.{field}"),
+                problem,
+            }
         };
         self.machine_config.check().map_err(at("machine-config".to_owned()))?;
         self.cgroup.check().map_err(at("cgroup".to_owned()))?;
@@ -85,8 +97,13 @@ impl MicrovmConfig {
             if !ids.insert(drive.drive_id.as_str()) {
                 return Err(at(section)(("drive_id", format!("\"{}\" is there twice", drive.drive_id))));
             }
-            if drive.is_root_device && let Some(other) = root.replace(&drive.drive_id) {
-                return Err(at(section)(("is_root_device", format!("drive \"{other}\" is the root device already"))));
+            if drive.is_root_device
+                && let Some(other) = root.replace(&drive.drive_id)
+            {
+                return Err(at(section)((
+                    "is_root_device",
+                    format!("drive \"{other}\" is the root device already"),
+                )));
             }
         }
         ids.clear();
@@ -98,7 +115,10 @@ impl MicrovmConfig {
                 return Err(at(section)(("iface_id", format!("\"{}\" is there twice", interface.iface_id))));
             }
             if !taps.insert(&interface.host_dev_name) {
-                return Err(at(section)(("host_dev_name", format!("{:?} is there twice", interface.host_dev_name))));
+                return Err(at(section)((
+                    "host_dev_name",
+                    format!("{:?} is there twice", interface.host_dev_name),
+                )));
             }
         }
         Ok(())

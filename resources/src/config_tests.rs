@@ -49,18 +49,38 @@ fn every_error_names_its_field() {
         ("\"vcpu_count\": 2", "\"vcpu_count\": 33", "machine-config.vcpu_count", "1 to 32"),
         ("\"vcpu_count\": 2", "\"vcpu_count\": 0", "machine-config.vcpu_count", "1 to 32"),
         ("\"mem_size_mib\": 256", "\"mem_size_mib\": 0", "machine-config.mem_size_mib", "more than 0"),
-        ("\"mem_size_mib\": 256", "\"mem_size_mib\": 18446744073709551615", "machine-config.mem_size_mib", "address"),
+        (
+            "\"mem_size_mib\": 256",
+            "\"mem_size_mib\": 18446744073709551615",
+            "machine-config.mem_size_mib",
+            "address",
+        ),
         ("\"mem_size_mib\": 256", "\"mem_size_mib\": -1", "machine-config.mem_size_mib", "invalid value"),
-        ("\"smt\": false", "\"smt\": true, \"cpu_template\": \"T2\"", "machine-config.cpu_template", "not supported"),
+        (
+            "\"smt\": false",
+            "\"smt\": true, \"cpu_template\": \"T2\"",
+            "machine-config.cpu_template",
+            "not supported",
+        ),
         ("\"drive_id\": \"rootfs\"", "\"drive_id\": \"root/fs\"", "drives[0].drive_id", "letters"),
         ("\"path_on_host\": \"disk\", ", "", "drives[0].path_on_host", "missing"),
         ("\"Sync\"", "\"Async\"", "drives[0].io_engine", "not supported yet"),
-        ("\"rate_limiter\": null", "\"rate_limiter\": {\"ops\":{\"size\":1,\"refill_time\":1}}", "drives[0].rate_limiter", "not supported yet"),
+        (
+            "\"rate_limiter\": null",
+            "\"rate_limiter\": {\"ops\":{\"size\":1,\"refill_time\":1}}",
+            "drives[0].rate_limiter",
+            "not supported yet",
+        ),
         ("\"tap0\"", "\"a-name-of-sixteen\"", "network-interfaces[0].host_dev_name", "1 to 15"),
         ("06:00:ac:10:00:02", "06:00", "network-interfaces[0].guest_mac", "MAC"),
         ("\"cgroupfs\"", "\"systemd\"", "cgroup.driver", "not supported yet"),
         ("\"cgroupfs\"", "\"dbus\"", "cgroup.driver", "unknown variant"),
-        ("\"machine-config\": {", "\"machine-config\": { \"mem_size_mib\": 1,", "machine-config", "duplicate field"),
+        (
+            "\"machine-config\": {",
+            "\"machine-config\": { \"mem_size_mib\": 1,",
+            "machine-config",
+            "duplicate field",
+        ),
     ];
     for (from, to, field, words) in cases {
         let text = changed(from, to).unwrap_err().to_string();

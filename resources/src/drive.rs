@@ -64,10 +64,16 @@ impl Drive {
     /// What is wrong with the values, as the field and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         if self.socket.is_some() {
-            return Err(("socket", "vhost-user block devices are not supported yet; use path_on_host".to_owned()));
+            return Err((
+                "socket",
+                "vhost-user block devices are not supported yet; use path_on_host".to_owned(),
+            ));
         }
         if self.path_on_host.is_none() {
-            return Err(("path_on_host", "missing: name the file or block device behind the drive".to_owned()));
+            return Err((
+                "path_on_host",
+                "missing: name the file or block device behind the drive".to_owned(),
+            ));
         }
         if self.partuuid.is_some() && !self.is_root_device {
             return Err(("partuuid", "has a meaning only with is_root_device".to_owned()));

@@ -19,6 +19,6 @@ pub use cgroup_section::{CgroupSection, CgroupVersion, Container, Driver};
 pub use config::{ConfigError, MicrovmConfig};
 pub use drive::{CacheType, Drive, IoEngine};
 pub use id::{InstanceId, ResourceId};
-pub use machine::{HugePages, MachineConfig, MAX_VCPUS};
+pub use machine::{HugePages, MAX_VCPUS, MachineConfig};
 pub use network::{MacAddr, NetworkInterface, VhostMode};
 pub use rate_limiter::{RateLimiter, TokenBucket};

@@ -109,7 +109,14 @@ mod tests {
     fn mac_addresses_are_read_and_shown() {
         let mac = MacAddr::try_from("06:00:AC:10:00:02".to_owned()).unwrap();
         assert_eq!(mac.to_string(), "06:00:ac:10:00:02");
-        for bad in ["", "06:00:ac:10:00", "06:00:ac:10:00:02:03", "6:0:ac:10:0:2", "gg:00:ac:10:00:02", "01:00:ac:10:00:02"] {
+        for bad in [
+            "",
+            "06:00:ac:10:00",
+            "06:00:ac:10:00:02:03",
+            "6:0:ac:10:0:2",
+            "gg:00:ac:10:00:02",
+            "01:00:ac:10:00:02",
+        ] {
             assert!(MacAddr::try_from(bad.to_owned()).is_err(), "{bad}");
         }
     }
