@@ -82,6 +82,7 @@ pub enum Placement {
 struct State {
     config: MicrovmConfig,
     tree: cgroup::TreeState,
+    reaper: i32,
 }
 
 impl Placement {
@@ -131,7 +132,7 @@ impl Placement {
         let (state, mut descriptors) = descriptors::unpack::<State>(fd)?;
         let link = descriptors.remove(LINK).ok_or(HandoverError::Foreign(fd))?;
         let tree = cgroup::Tree::from_parts(state.tree, descriptors.into_iter().collect())?;
-        let placed = Self::Placed { tree: Arc::new(tree), reaper: Link::from_fd(link) };
+        let placed = Self::Placed { tree: Arc::new(tree), reaper: Link::from_parts(link, state.reaper) };
         Ok((placed, state.config))
     }
 
@@ -188,8 +189,9 @@ fn exec(
     let failed = |doing| move |source| PlacementError::Exec { doing, source };
     let (tree, fds) = tree.into_parts();
     let mut handed = Descriptors::from_iter(fds);
-    handed.insert(LINK.to_owned(), reaper.into_fd());
-    let memfd = descriptors::pack(&State { config: config.clone(), tree }, &handed)?;
+    let (link, reaper) = reaper.into_parts();
+    handed.insert(LINK.to_owned(), link);
+    let memfd = descriptors::pack(&State { config: config.clone(), tree, reaper }, &handed)?;
     let flag = OsString::from(format!("--handover={}", memfd.as_raw_fd()));
     let to_c = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
     let arguments: Vec<CString> = std::env::args_os()

@@ -61,29 +61,35 @@ struct State {
     cleaner: cgroup::CleanerState,
 }
 
-/// Our end of the link to the reaper.
-pub struct Link(UnixStream);
+/// Our end of the link to the reaper, which is our child.
+pub struct Link {
+    stream: UnixStream,
+    pid: i32,
+}
 
 impl Link {
     /// Takes over a link from the image of ourselves that started the reaper.
-    pub fn from_fd(fd: OwnedFd) -> Self {
-        Self(fd.into())
+    pub fn from_parts(fd: OwnedFd, pid: i32) -> Self {
+        Self { stream: fd.into(), pid }
     }
 
     /// For handing the link to another image of ourselves.
-    pub fn into_fd(self) -> OwnedFd {
-        self.0.into()
+    pub fn into_parts(self) -> (OwnedFd, i32) {
+        (self.stream.into(), self.pid)
     }
 
     /// Has everything removed, and returns when it is. The process finds itself where it was started.
     pub fn finish(mut self) {
         let finished = self
-            .0
+            .stream
             .set_read_timeout(Some(ANSWER))
-            .and_then(|()| self.0.write_all(&[FINISH]))
-            .and_then(|()| self.0.read_to_end(&mut Vec::new()));
-        if let Err(error) = finished {
-            log::error!("the process that removes the cgroups does not answer: {error}");
+            .and_then(|()| self.stream.write_all(&[FINISH]))
+            .and_then(|()| self.stream.read_to_end(&mut Vec::new()));
+        match finished {
+            // It ends with the link; a zombie would be left to whoever is init here.
+            // SAFETY: waitpid with no status to store.
+            Ok(_) => drop(unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) }),
+            Err(error) => log::error!("the process that removes the cgroups does not answer: {error}"),
         }
     }
 }
@@ -114,12 +120,12 @@ pub fn start(image: BorrowedFd<'_>, id: &str, cleaner: cgroup::Cleaner) -> Resul
             descriptors::inheritable(&inherited)
         });
     }
-    command.spawn().map_err(failed("spawn"))?;
+    let child = command.spawn().map_err(failed("spawn"))?;
     drop(given);
     let mut ready = [0];
     ours.set_read_timeout(Some(ANSWER)).map_err(failed("set_read_timeout"))?;
     ours.read_exact(&mut ready).map_err(failed("it ended before it was ready"))?;
-    Ok(Link(ours))
+    Ok(Link { stream: ours, pid: child.id().cast_signed() })
 }
 
 /// The reaper's life, in its own process.

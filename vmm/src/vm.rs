@@ -37,6 +37,17 @@ pub enum VmError {
     /// More vCPUs than the host's KVM allows.
     #[error("machine-config.vcpu_count: this host's KVM allows {0} vCPUs at most")]
     TooManyVcpus(usize),
+    /// More memory than KVM takes.
+    #[error(
+        "machine-config.mem_size_mib: KVM refused {mib} MiB of guest memory in one piece \
+         (KVM_SET_USER_MEMORY_REGION); give less"
+    )]
+    Memory {
+        /// Size of the piece.
+        mib: u64,
+        /// What the host said.
+        source: kvm_ioctls::Error,
+    },
     /// A call failed.
     #[error("KVM refused {doing}")]
     Kvm {
@@ -110,7 +121,8 @@ impl Vm {
                 userspace_addr: region.as_ptr() as u64,
             };
             // SAFETY: the range is a mapping of `memory`, which outlives the VM, and overlaps no other slot.
-            unsafe { self.fd.set_user_memory_region(region) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))?;
+            unsafe { self.fd.set_user_memory_region(region) }
+                .map_err(|source| VmError::Memory { mib: region.memory_size >> 20, source })?;
         }
         Ok(())
     }
