@@ -1,8 +1,14 @@
 //! All cases.
 
+mod bad_input;
+mod blk;
+mod boots;
 mod demo;
 mod host_selfcheck;
 mod lab_selfcheck;
+mod net;
+mod own_base;
+mod placement;
 
 pub use demo::DEMO;
 
@@ -10,7 +16,19 @@ use crate::case::Case;
 
 /// Every test. The harness orders them by host.
 pub fn all() -> Vec<&'static Case> {
-    [host_selfcheck::CASES, lab_selfcheck::CASES].into_iter().flatten().collect()
+    [
+        host_selfcheck::CASES,
+        lab_selfcheck::CASES,
+        boots::CASES,
+        blk::CASES,
+        net::CASES,
+        bad_input::CASES,
+        own_base::CASES,
+        placement::CASES,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The test with this name, or the demo.

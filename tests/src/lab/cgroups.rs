@@ -2,6 +2,7 @@
 
 use super::{read, write};
 use crate::case::{CgroupVersion, Failure};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -135,6 +136,20 @@ impl Group {
     /// Whether the group exists, in any hierarchy.
     pub fn exists(&self) -> Result<bool, Failure> {
         Ok(roots()?.iter().any(|root| root.mount.join(self.path.trim_start_matches('/')).exists()))
+    }
+
+    /// The names of the groups right below this one, in any hierarchy.
+    pub fn children(&self) -> Result<BTreeSet<String>, Failure> {
+        let mut names = BTreeSet::new();
+        for root in roots()? {
+            for entry in fs::read_dir(root.mount.join(self.path.trim_start_matches('/')))? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    names.insert(entry.file_name().to_string_lossy().into_owned());
+                }
+            }
+        }
+        Ok(names)
     }
 
     /// A file of the group, such as `cpu.max`; its controller is the part before the dot.

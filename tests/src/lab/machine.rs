@@ -255,6 +255,14 @@ impl Running {
         Err(Failure(format!("pinfold ended {how}, not {code}; standard error:\n{}", self.errors())))
     }
 
+    /// Waits until standard error is closed: then nobody is left who could still remove something of the VM.
+    pub fn wait_errors_closed(&self) -> Result<(), Failure> {
+        if self.errors.wait_closed(PATIENCE) {
+            return Ok(());
+        }
+        Err(Failure(format!("standard error was still open after {} s", PATIENCE.as_secs())))
+    }
+
     /// All that the guest printed so far.
     pub fn console(&self) -> String {
         self.console.text()
@@ -318,6 +326,16 @@ impl Stream {
 
     fn closed(&self) -> bool {
         self.collected.lock().unwrap_or_else(std::sync::PoisonError::into_inner).closed
+    }
+
+    /// Whether the stream ends before `timeout` has passed.
+    fn wait_closed(&self, timeout: Duration) -> bool {
+        let collected = self.collected.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (collected, _) = self
+            .grown
+            .wait_timeout_while(collected, timeout, |collected| !collected.closed)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        collected.closed
     }
 
     /// The first finished line that holds `wanted`; none when the stream ends or `timeout` passes before.

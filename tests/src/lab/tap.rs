@@ -1,6 +1,8 @@
 //! TAP devices on the host's side of a guest's network.
 
 use crate::case::Failure;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 /// A persistent TAP with an address, deleted on drop.
@@ -22,6 +24,23 @@ impl Tap {
     /// The device's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Attaches to the TAP, which is busy for everybody else until the file is closed.
+    pub fn hold(&self) -> Result<File, Failure> {
+        // `_IOW('T', 202, int)`, and the flags for whole Ethernet frames (include/uapi/linux/if_tun.h).
+        const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+        const IFF_TAP_NO_PI: u16 = 0x0002 | 0x1000;
+        // A struct ifreq: 16 bytes of name, then a union that starts with the flags.
+        let mut request = [0_u8; 40];
+        request[..self.name.len()].copy_from_slice(self.name.as_bytes());
+        request[16..18].copy_from_slice(&IFF_TAP_NO_PI.to_ne_bytes());
+        let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+        // SAFETY: the ioctl reads and writes a struct ifreq, which is 40 bytes here.
+        if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) } == 0 {
+            return Ok(file);
+        }
+        Err(Failure(format!("cannot attach to {}: {}", self.name, std::io::Error::last_os_error())))
     }
 
     /// Packets received from the guest.
