@@ -114,3 +114,8 @@ fn what_is_not_json_is_refused() {
         assert!(MicrovmConfig::from_json(text).is_err(), "{text:?}");
     }
 }
+
+#[test]
+fn the_example_is_valid() {
+    MicrovmConfig::from_json(include_str!("../assets/examples/vm.json")).unwrap();
+}

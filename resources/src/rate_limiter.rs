@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A token bucket. A size or refill time of 0 means no limit.
+/// A token bucket. A size or refill time of 0 means no limit. Unknown fields are tolerated, as in Firecracker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenBucket {
     /// Tokens that the bucket holds: bytes or operations.

@@ -95,20 +95,31 @@ impl Link {
 }
 
 /// Starts the reaper, which `image` is executed for, and waits until it is ready. The calling thread is in the
-/// overhead group already, and so is the reaper from its birth.
+/// overhead group already, and so is the reaper from its birth. Without a reaper the groups are left and removed.
 pub fn start(image: BorrowedFd<'_>, id: &str, cleaner: cgroup::Cleaner) -> Result<Link, ReaperError> {
-    let failed = |doing| move |source| ReaperError::Start { doing, source };
-    let pid = std::process::id().cast_signed();
-    let (mut ours, theirs) = UnixStream::pair().map_err(failed("socketpair"))?;
     let (cleaner, fds) = cleaner.into_parts();
+    let state = State { id: id.to_owned(), pid: std::process::id().cast_signed(), cleaner };
     let mut given = Descriptors::from_iter(fds);
+    spawn(image, &state, &mut given).inspect_err(|_| {
+        let removed = cgroup::Cleaner::from_parts(state.cleaner, given.into_iter().collect())
+            .and_then(|cleaner| cleaner.leave_and_remove(PATIENCE));
+        if let Err(error) = removed {
+            log::warn!("{}", chain(&error));
+        }
+    })
+}
+
+/// Starts the process with `state` and the descriptors `given`, to which those of the link are added.
+fn spawn(image: BorrowedFd<'_>, state: &State, given: &mut Descriptors) -> Result<Link, ReaperError> {
+    let failed = |doing| move |source| ReaperError::Start { doing, source };
+    let (mut ours, theirs) = UnixStream::pair().map_err(failed("socketpair"))?;
     given.insert(LINK.to_owned(), theirs.into());
-    given.insert(PIDFD.to_owned(), pidfd_open(pid).map_err(failed("pidfd_open"))?);
+    given.insert(PIDFD.to_owned(), pidfd_open(state.pid).map_err(failed("pidfd_open"))?);
     if console::terminal_settings(io::stdin().as_fd()).is_some() {
         let terminal = io::stdin().as_fd().try_clone_to_owned().map_err(failed("dup"))?;
         given.insert(TERMINAL.to_owned(), terminal);
     }
-    let memfd = descriptors::pack(&State { id: id.to_owned(), pid, cleaner }, &given)?;
+    let memfd = descriptors::pack(state, given)?;
     let inherited: Vec<RawFd> = given.values().chain([&memfd]).map(AsRawFd::as_raw_fd).collect();
     let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
     command.arg0("pinfold-reaper").arg(format!("--reap={}", memfd.as_raw_fd()));
@@ -121,7 +132,8 @@ pub fn start(image: BorrowedFd<'_>, id: &str, cleaner: cgroup::Cleaner) -> Resul
         });
     }
     let child = command.spawn().map_err(failed("spawn"))?;
-    drop(given);
+    // With our copy of its end open the link would not end with the reaper.
+    given.remove(LINK);
     let mut ready = [0];
     ours.set_read_timeout(Some(ANSWER)).map_err(failed("set_read_timeout"))?;
     ours.read_exact(&mut ready).map_err(failed("it ended before it was ready"))?;
