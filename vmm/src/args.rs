@@ -51,8 +51,10 @@ impl Args {
             }
             Err(error) => {
                 let text = error.to_string();
-                let line = text.lines().next().unwrap_or_default();
-                let line = line.strip_prefix("error: ").unwrap_or(line);
+                // What is missing may follow in lines of its own, then an empty line and the usage.
+                let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+                let line = lines.join(" ");
+                let line = line.strip_prefix("error: ").unwrap_or(&line);
                 Err(Failure { code: Code::BadArguments, message: format!("{line} (see pinfold --help)") })
             }
         }
@@ -77,5 +79,7 @@ mod tests {
             assert_eq!(failure.code, Code::BadArguments, "{bad:?}");
             assert!(!failure.message.contains('\n'), "{}", failure.message);
         }
+        let failure = read(&["--no-api"]).unwrap_err();
+        assert!(failure.message.contains("--config-file"), "{}", failure.message);
     }
 }
