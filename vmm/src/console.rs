@@ -88,24 +88,39 @@ impl AsRawFd for Input {
     }
 }
 
-/// Standard output for the guest's console. A write never waits for longer than until the next signal: what a
-/// reader does not take while the vCPU is being stopped is lost, so that a stalled reader cannot keep us alive.
-pub struct Output(File);
+/// Milliseconds for which a reader of the console may keep the guest waiting.
+const PATIENCE: i32 = 5000;
+
+/// Standard output for the guest's console. A reader that does not read delays the guest once, for
+/// [`PATIENCE`]; from then on what it does not take is lost, until it reads again. So it can keep neither the
+/// guest nor us, who may want the serial port that a vCPU is writing to, waiting for ever. A signal ends the
+/// wait.
+pub struct Output {
+    file: File,
+    stalled: bool,
+}
 
 impl Output {
     /// A descriptor of our own for standard output.
     pub fn open() -> io::Result<Self> {
-        Ok(Self(io::stdout().as_fd().try_clone_to_owned()?.into()))
+        Ok(Self { file: io::stdout().as_fd().try_clone_to_owned()?.into(), stalled: false })
     }
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut poll = libc::pollfd { fd: self.file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: one pollfd, which lives through the call.
+        let ready = unsafe { libc::poll(&raw mut poll, 1, if self.stalled { 0 } else { PATIENCE }) };
+        self.stalled = ready == 0;
         // `write_all` would repeat an interrupted write for ever.
-        self.0.write(bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => io::ErrorKind::TimedOut.into(),
-            _ => error,
-        })
+        match ready {
+            1 => self.file.write(bytes).map_err(|error| match error.kind() {
+                io::ErrorKind::Interrupted => io::ErrorKind::TimedOut.into(),
+                _ => error,
+            }),
+            _ => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
