@@ -7,7 +7,7 @@ use super::progress::Step;
 use super::{GuestFiles, HostError, cache, guest_files, packages};
 use crate::agent::{Reply, Request};
 use crate::artifacts::Binaries;
-use crate::case::{Case, CgroupVersion, Failure};
+use crate::case::{Case, CgroupVersion, Failure, Kernel};
 use crate::route::Kind;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -158,8 +158,11 @@ fn qemu(kind: Kind, image: &HostImage, job: &Path, scratch: &Path, console: &Pat
         // The second makes it pure v1; the first alone is hybrid.
         arguments += " systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1";
     }
+    // Kernel 7 patches code that vCPU threads are running (static keys in KVM's inner loop). TCG's threads may
+    // run the breakpoint of such a patch after it was taken out, and the host dies of it: one CPU cannot.
+    let cpus = if kind.kernel == Kernel::V7 { "1" } else { "2" };
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm", "-smp", "2", "-m", MEMORY])
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm", "-smp", cpus, "-m", MEMORY])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(&image.kernel)
