@@ -47,13 +47,11 @@ impl Leftovers {
         for exit in site.hierarchy.own.iter().chain([&CgroupPath::root()]) {
             exits.extend(site.hierarchy.dir(exit).filter(|dir| !exits.contains(dir)));
         }
-        // The outermost group between, /pinfold, is everybody's; the others are only ours.
-        let (shared, between) = site.between.split_at(site.between.len().min(1));
         Some(Self {
             exits,
             base: site.dir(&site.base),
-            remove: between.iter().chain(&ours).rev().filter_map(relative).collect(),
-            shared: shared.iter().rev().filter_map(relative).collect(),
+            remove: ours.iter().rev().filter_map(relative).collect(),
+            shared: site.between.iter().rev().filter_map(relative).collect(),
         })
     }
 }

@@ -60,9 +60,10 @@ impl Hierarchy {
         self.key.split(',').any(|name| name == controller)
     }
 
-    /// Whether it has no controllers and only tracks processes.
-    pub(crate) fn is_named(&self) -> bool {
-        self.key.starts_with("name=")
+    /// Whether it holds no controller of a v1 layout, and only tracks processes for whoever mounted it: a named
+    /// one, or beside v1 the unified one. systemd keeps its units in them.
+    pub(crate) fn only_tracks(&self) -> bool {
+        self.key.is_empty() || self.key.starts_with("name=")
     }
 
     /// The directory of a group, which need not exist; `None` when the mount does not show that part.
@@ -143,14 +144,16 @@ impl Hierarchies {
         self.v1.iter().chain(&self.v2).find(|h| h.key == key)?.own.as_ref()
     }
 
-    /// The hierarchies to place threads in: one for v2, else every v1 one.
+    /// The hierarchies to place threads in: one for v2, else every v1 one, and the unified one beside them.
     pub(crate) fn choose(&self, version: VersionChoice) -> Result<Chosen<'_>, HierarchyError> {
         let v1_has_controllers = self.v1.iter().any(|h| h.has("cpu") || h.has("memory"));
-        let v1_usable = self.v1.iter().any(|h| !h.is_named());
+        let v1_usable = self.v1.iter().any(|h| !h.only_tracks());
         match (version, &self.v2) {
             (VersionChoice::V2, Some(v2)) => Ok(Chosen::V2(v2)),
             (VersionChoice::Auto, Some(v2)) if !v1_has_controllers => Ok(Chosen::V2(v2)),
-            (VersionChoice::V1 | VersionChoice::Auto, _) if v1_usable => Ok(Chosen::V1(&self.v1)),
+            (VersionChoice::V1 | VersionChoice::Auto, _) if v1_usable => {
+                Ok(Chosen::V1(self.v1.iter().chain(&self.v2).collect()))
+            }
             (VersionChoice::V1, _) => Err(HierarchyError::NotMounted("v1")),
             (VersionChoice::V2, None) => Err(HierarchyError::NotMounted("v2")),
             (VersionChoice::Auto, _) => Err(HierarchyError::NotMounted("v1 or v2")),
@@ -161,7 +164,7 @@ impl Hierarchies {
 /// See [`Hierarchies::choose`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Chosen<'a> {
-    V1(&'a [Hierarchy]),
+    V1(Vec<&'a Hierarchy>),
     V2(&'a Hierarchy),
 }
 

@@ -200,16 +200,16 @@ fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError>
         }
     }
     let (v2, all) = match hierarchies.choose(request.version)? {
-        Chosen::V2(v2) => (true, std::slice::from_ref(v2)),
+        Chosen::V2(v2) => (true, vec![v2]),
         Chosen::V1(all) => (false, all),
     };
     let sums = Sums::of(&request.containers, request.overhead.as_ref());
     let mut unapplied = never_applied(request);
     let sites = match &request.parent {
-        Some(parent) => configured(all, parent, names, v2, &mut unapplied)?,
-        None => match own(all, names, v2) {
+        Some(parent) => configured(&all, parent, names, v2, &mut unapplied)?,
+        None => match own(&all, names, v2) {
             Ok(sites) => sites,
-            Err(reason) => last_resort(all, request, v2, reason)?,
+            Err(reason) => last_resort(&all, request, v2, reason, &mut unapplied)?,
         },
     };
     for site in &sites {
@@ -238,14 +238,18 @@ fn never_applied(request: &Request) -> Vec<String> {
 
 /// The sites of a base that is given from outside.
 fn configured(
-    all: &[Hierarchy],
+    all: &[&Hierarchy],
     parent: &CgroupPath,
     names: &Names,
     v2: bool,
     unapplied: &mut Vec<String>,
 ) -> Result<Vec<Site>, PlanError> {
     let mut sites = Vec::new();
-    for hierarchy in all {
+    for &hierarchy in all {
+        if !v2 && hierarchy.only_tracks() {
+            track(hierarchy, parent, &names.sandbox, &mut sites, unapplied);
+            continue;
+        }
         let dir = hierarchy.dir(parent);
         let fit = match &dir {
             Some(dir) if dir.is_dir() => file::may_create_in(dir).map_err(PlanError::File),
@@ -258,9 +262,7 @@ fn configured(
         match fit {
             Ok(()) => sites.push(site(hierarchy, parent, Vec::new(), names, v2)),
             Err(error) if v2 || essential(hierarchy) => return Err(error),
-            // A named hierarchy only tracks processes for whoever made it (systemd its units): where the
-            // parent is not in it, leaving it alone is right. What other controllers lose is worth a word.
-            Err(_) if hierarchy.is_named() => {}
+            // What other controllers lose is worth a word.
             Err(_) => unapplied.push(format!(
                 "threads stay where they are in the {} hierarchy: {parent} is missing there, or not writable",
                 hierarchy.label()
@@ -278,10 +280,48 @@ fn configured(
     Ok(sites)
 }
 
+/// Adds the site of a hierarchy without controllers. systemd moves every process that it finds in one of its
+/// units there into that unit's groups of all controllers, whenever it changes what controllers the unit has; so
+/// who only leaves those groups is brought back to its launcher's some day. What of `parent` is missing here is
+/// made, as other runtimes do.
+fn track(
+    hierarchy: &Hierarchy,
+    parent: &CgroupPath,
+    sandbox: &GroupName,
+    sites: &mut Vec<Site>,
+    unapplied: &mut Vec<String>,
+) {
+    let exists = |path: &CgroupPath| hierarchy.dir(path).is_some_and(|dir| dir.is_dir());
+    let (mut base, mut between) = (parent.clone(), Vec::new());
+    while !exists(&base) {
+        let Some(above) = base.parent() else { break };
+        between.insert(0, base);
+        base = above;
+    }
+    match hierarchy.dir(&base).map(|dir| file::may_create_in(&dir)) {
+        Some(Ok(())) => {
+            let home = parent.join(sandbox);
+            sites.push(Site {
+                hierarchy: hierarchy.clone(),
+                base,
+                between,
+                sandbox: Some(home.clone()),
+                vcpus: home.clone(),
+                overhead: home,
+            });
+        }
+        _ => unapplied.push(format!(
+            "threads stay where they are in the {} hierarchy, as {base} is out of sight there or not writable; \
+             systemd may move them to groups of its units",
+            hierarchy.label()
+        )),
+    }
+}
+
 /// The sites of our own group, or why it cannot be the base.
-fn own(all: &[Hierarchy], names: &Names, v2: bool) -> Result<Vec<Site>, String> {
+fn own(all: &[&Hierarchy], names: &Names, v2: bool) -> Result<Vec<Site>, String> {
     let mut sites = Vec::new();
-    for hierarchy in all {
+    for &hierarchy in all {
         let label = hierarchy.label();
         let strict = v2 || essential(hierarchy);
         let Some(own) = hierarchy.own.as_ref().filter(|own| made_for_us(own)) else {
@@ -315,13 +355,23 @@ fn own(all: &[Hierarchy], names: &Names, v2: bool) -> Result<Vec<Site>, String> 
 }
 
 /// The sites of `/pinfold/<id>`.
-fn last_resort(all: &[Hierarchy], request: &Request, v2: bool, own: String) -> Result<Vec<Site>, PlanError> {
+fn last_resort(
+    all: &[&Hierarchy],
+    request: &Request,
+    v2: bool,
+    own: String,
+    unapplied: &mut Vec<String>,
+) -> Result<Vec<Site>, PlanError> {
     let root = CgroupPath::root();
-    let home = root.join(&"pinfold".parse()?);
-    let between = vec![home.clone(), home.join(&request.id.parse()?)];
+    let pinfold = root.join(&"pinfold".parse()?);
+    let home = pinfold.join(&request.id.parse()?);
+    let between = vec![pinfold, home.clone()];
     let mut sites = Vec::new();
-    // Named hierarchies belong to whoever made them.
-    for hierarchy in all.iter().filter(|hierarchy| !hierarchy.is_named()) {
+    for &hierarchy in all {
+        if !v2 && hierarchy.only_tracks() {
+            track(hierarchy, &home, &request.names.sandbox, &mut sites, unapplied);
+            continue;
+        }
         let fit = match hierarchy.dir(&root) {
             Some(dir) => {
                 file::may_create_in(&dir).map_err(|error| format!("we {error} ({})", error.answer()))
@@ -390,7 +440,7 @@ fn check_group(dir: &std::path::Path, is_sandbox: bool, v2: bool) -> Result<(), 
     let populated = if v2 {
         file::read(&dir.join("cgroup.events"))?.lines().any(|line| line == "populated 1")
     } else {
-        !file::read(&dir.join("tasks"))?.trim().is_empty()
+        !file::read(&dir.join("cgroup.procs"))?.trim().is_empty()
     };
     if populated {
         return Err(PlanError::Populated(shown()));

@@ -85,18 +85,32 @@ impl Registry {
     }
 
     fn run_emulated(&mut self, kind: Kind, case: &Case, out: &mut dyn FnMut(&str)) -> Result<(), Failure> {
-        if self.host.as_ref().is_none_or(|host| host.kind() != kind) {
-            // The old one first: two would share the machine's cores and memory.
-            self.host = None;
-            let binaries = self.binaries()?;
-            self.host = Some(EmulatedHost::boot(kind, &binaries)?);
+        match self.host(kind)?.run(case, out) {
+            Ok(ended) => return ended,
+            // The emulation is not perfect: what ends a whole host is first of all suspected of being its fault.
+            Err(error) => {
+                eprintln!("pinfold: {}; {} once more in a fresh host", with_causes(&error), case.name)
+            }
         }
-        let Some(host) = &mut self.host else { return Err(Failure::new("the host is gone")) };
-        host.run(case, out).unwrap_or_else(|error| {
-            // The next case gets a fresh host.
+        self.host = None;
+        self.host(kind)?.run(case, out).unwrap_or_else(|error| {
             self.host = None;
             Err(Failure(with_causes(&error)))
         })
+    }
+
+    /// The host of this kind, booted if it is not there.
+    fn host(&mut self, kind: Kind) -> Result<&mut EmulatedHost, Failure> {
+        let host = match self.host.take() {
+            Some(host) if host.kind() == kind => host,
+            old => {
+                // The old one first: two would share the machine's cores and memory.
+                drop(old);
+                let binaries = self.binaries()?;
+                EmulatedHost::boot(kind, &binaries)?
+            }
+        };
+        Ok(self.host.insert(host))
     }
 
     fn binaries(&mut self) -> Result<Binaries, HostError> {

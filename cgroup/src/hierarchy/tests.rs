@@ -25,10 +25,10 @@ fn v1_apart_and_hybrid() {
     assert_eq!(all.own_cgroup(""), Some(&path("/x")));
     assert_eq!(all.own_cgroup("pids"), None);
     let Chosen::V1(v1) = all.choose(VersionChoice::Auto).unwrap() else { panic!("controllers are in v1") };
-    assert_eq!(v1.iter().map(|h| h.key.as_str()).collect::<Vec<_>>(), ["name=systemd", "memory", "cpu"]);
+    assert_eq!(v1.iter().map(|h| h.key.as_str()).collect::<Vec<_>>(), ["name=systemd", "memory", "cpu", ""]);
     assert_eq!(v1[1].dir(&path("/p")).unwrap(), Path::new("/sys/fs/cgroup/memory/p"));
     assert_eq!(v1[1].dir(&CgroupPath::root()).unwrap().as_os_str(), "/sys/fs/cgroup/memory");
-    assert!(v1[0].is_named() && v1[2].has("cpu") && !v1[2].has("cpuacct"));
+    assert!(v1[0].only_tracks() && v1[3].only_tracks() && v1[2].has("cpu") && !v1[2].has("cpuacct"));
     assert!(matches!(all.choose(VersionChoice::V2).unwrap(), Chosen::V2(v2) if v2.key.is_empty()));
 }
 

@@ -115,7 +115,7 @@ fn populated_groups_are_refused_and_empty_ones_reused() {
     resolved(&fake.v2("/"), &request(Some("/p"))).unwrap();
     fake.group("p/box", &[("cgroup.type", "threaded")]);
     assert!(matches!(resolved(&fake.v2("/"), &request(Some("/p"))), Err(PlanError::GroupType { .. })));
-    fake.group("memory/p/box", &[("tasks", "17\n")]).group("cpu/p", &[]);
+    fake.group("memory/p/box", &[("cgroup.procs", "17\n")]).group("cpu/p", &[]);
     let v1 = fake.v1(&[("cpu", "/"), ("memory", "/")]);
     assert!(matches!(resolved(&v1, &request(Some("/p"))), Err(PlanError::Populated(_))));
 }
@@ -136,8 +136,11 @@ fn v1_siblings_per_thread_and_one_group_elsewhere() {
     fake.group("cpu/p", &[]).group("memory/p", &[]).group("freezer", &[]).group("name=systemd", &[]);
     let all = fake.v1(&[("cpu", "/"), ("memory", "/"), ("freezer", "/"), ("name=systemd", "/")]);
     let plan = resolved(&all, &request(Some("/p"))).unwrap();
-    assert_eq!(paths(&plan), [(Some("/p/box"), "/p/vcpus", "/p/box"), (Some("/p/box"), "/p/box", "/p/box")]);
-    // Another controller's hierarchy without the parent is worth a word, a named one is not.
+    let whole = (Some("/p/box"), "/p/box", "/p/box");
+    assert_eq!(paths(&plan), [(Some("/p/box"), "/p/vcpus", "/p/box"), whole, whole]);
+    // In a hierarchy that only tracks, the parent is made. In another controller's it is not, and that is said.
+    assert_eq!(plan.sites[2].hierarchy.label(), "v1 name=systemd");
+    assert_eq!((plan.sites[2].base.as_str(), plan.sites[2].between.len()), ("/", 1));
     assert_eq!(plan.unapplied.len(), 1);
     assert!(plan.unapplied[0].contains("v1 freezer"), "{:?}", plan.unapplied);
     fs::remove_dir(fake.0.path().join("memory/p")).unwrap();

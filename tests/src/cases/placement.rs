@@ -2,7 +2,7 @@
 
 use crate::case::{Case, CgroupVersion, Ctx, Failure, Kernel, Needs};
 use crate::check;
-use crate::lab::{Group, Machine, PATIENCE, Pod, Role, Running, Tap, Thread, caller, render, scan, strays};
+use crate::lab::{Group, Machine, PATIENCE, Pod, Role, Running, Tap, Thread, Unit, render, scan, strays};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
@@ -22,7 +22,7 @@ const fn case(
     kernel: Kernel,
     run: fn(&Ctx) -> Result<(), Failure>,
 ) -> Case {
-    let needs = Needs { cgroup: Some(cgroup), kernel: Some(kernel), ..Needs::VM };
+    let needs = Needs { cgroup: Some(cgroup), kernel: Some(kernel), systemd: true, ..Needs::VM };
     Case { name, needs, timeout: Duration::from_secs(900), run }
 }
 
@@ -52,7 +52,7 @@ const UNIFIED: &Layout = &Layout {
 const SEPARATE: &Layout = &Layout {
     vcpus: ("kata-sandbox-vcpus", &["cpu", "cpuacct", "cpuset"]),
     overhead: "kata-sandbox",
-    sandbox: ("kata-sandbox", &["memory", "blkio", "pids"]),
+    sandbox: ("kata-sandbox", &["memory", "blkio", "pids", "name=systemd"]),
     limits: &[
         ("kata-sandbox-vcpus", "cpu.shares", "5120"),
         ("kata-sandbox-vcpus", "cpu.cfs_quota_us", "500000"),
@@ -66,7 +66,7 @@ const BUSY: u64 = 1000;
 
 fn placement(ctx: &Ctx, layout: &Layout, kernel: Kernel) -> Result<(), Failure> {
     let pod = Pod::create("2f7c9d10")?;
-    let caller = caller()?;
+    let caller = Unit::start("pinfold-test-launcher")?;
     let tap = Tap::create("pfplace0", "172.30.2.1/24")?;
 
     let anon = caller.anon_bytes()?;
@@ -90,6 +90,12 @@ fn placement(ctx: &Ctx, layout: &Layout, kernel: Kernel) -> Result<(), Failure> 
     let used = caller.cpu_usec()?;
     check!(used == launched, "the caller used {launched} us up to the launch, and {used} us after the I/O");
 
+    // systemd does to the launcher what it likes to.
+    for property in ["CPUWeight=50", "MemoryMax=1G", "TasksMax=1000", "CPUWeight=", "MemoryMax="] {
+        caller.set(property)?;
+    }
+    in_place(&scan(vm.pid())?, layout, &pod)?;
+
     vm.send_line("poweroff")?;
     vm.expect_exit(0)?;
     nothing_left(&pod, "a power-off")?;
@@ -102,6 +108,9 @@ fn placement(ctx: &Ctx, layout: &Layout, kernel: Kernel) -> Result<(), Failure> 
     drop(vm);
 
     let mut vm = launch(ctx, &pod, &caller, &tap)?;
+    // With whatever is left of the launcher's.
+    caller.stop()?;
+    in_place(&scan(vm.pid())?, layout, &pod)?;
     vm.signal(libc::SIGKILL)?;
     let status = vm.wait_exit()?;
     check!(status.signal() == Some(libc::SIGKILL), "SIGKILL ended it with {status}");

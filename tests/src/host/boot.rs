@@ -4,7 +4,7 @@ use super::channel::{Channel, Silence};
 use super::command::{run, tail};
 use super::image::{HostImage, host_image};
 use super::progress::Step;
-use super::{GuestFiles, HostError, cache, guest_files, packages};
+use super::{GuestFiles, HostError, cache, emulator, guest_files, packages};
 use crate::agent::{Reply, Request};
 use crate::artifacts::Binaries;
 use crate::case::{Case, CgroupVersion, Failure, Kernel};
@@ -57,7 +57,12 @@ impl EmulatedHost {
         // QEMU writes into it from the start.
         File::create(&console).map_err(HostError::file("create", &console))?;
         let socket = folder.path().join("agent");
-        let qemu = qemu(kind, &image, &job, &scratch, &console, &socket)
+        let (mut qemu, doubt) = emulator::command()?;
+        if let Some(doubt) = doubt {
+            eprintln!("pinfold: {doubt}");
+        }
+        configure(&mut qemu, kind, &image, &job, &scratch, &console, &socket);
+        let qemu = qemu
             .spawn()
             .map_err(|source| HostError::Spawn { program: "qemu-system-x86_64".to_owned(), source })?;
         let mut qemu = KillOnDrop(Some(qemu));
@@ -150,7 +155,15 @@ pub fn link_job(folder: &Path, guest: &GuestFiles, binaries: &Binaries) -> Resul
     Ok(())
 }
 
-fn qemu(kind: Kind, image: &HostImage, job: &Path, scratch: &Path, console: &Path, socket: &Path) -> Command {
+fn configure(
+    qemu: &mut Command,
+    kind: Kind,
+    image: &HostImage,
+    job: &Path,
+    scratch: &Path,
+    console: &Path,
+    socket: &Path,
+) {
     let mut arguments = "console=ttyS0 root=/dev/vda rw panic=-1 oops=panic mitigations=off loglevel=5 \
                          systemd.show_status=0"
         .to_owned();
@@ -161,8 +174,7 @@ fn qemu(kind: Kind, image: &HostImage, job: &Path, scratch: &Path, console: &Pat
     // Kernel 7 patches code that vCPU threads are running (static keys in KVM's inner loop). TCG's threads may
     // run the breakpoint of such a patch after it was taken out, and the host dies of it: one CPU cannot.
     let cpus = if kind.kernel == Kernel::V7 { "1" } else { "2" };
-    let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm", "-smp", cpus, "-m", MEMORY])
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm,-la57", "-smp", cpus, "-m", MEMORY])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(&image.kernel)
@@ -194,7 +206,6 @@ fn qemu(kind: Kind, image: &HostImage, job: &Path, scratch: &Path, console: &Pat
             }
         });
     }
-    qemu
 }
 
 /// Connects to QEMU's socket, which appears a moment after it starts.

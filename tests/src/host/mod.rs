@@ -7,6 +7,7 @@
 //! | [`cache`] | finished artefacts under `target/pinfold-host`, built once, never half |
 //! | [`image`], [`guest`] | making the host's disk, and the guest's kernel and initramfs |
 //! | [`cpio`], [`modules`], [`bzimage`] | the formats that takes |
+//! | [`emulator`] | QEMU without a fault that hangs nested guests |
 //! | [`boot`], [`channel`] | a running host, and the line to its agent |
 
 pub mod boot;
@@ -15,6 +16,7 @@ mod cache;
 mod channel;
 mod command;
 mod cpio;
+mod emulator;
 mod guest;
 mod image;
 mod modules;

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The controllers that kubelet hands down.
@@ -66,6 +67,51 @@ impl Deref for Made {
     fn deref(&self) -> &Group {
         &self.group
     }
+}
+
+/// A systemd unit with one idle process, which stands for a launcher that systemd looks after. Stopped on drop.
+#[derive(Debug)]
+pub struct Unit {
+    name: String,
+    group: Group,
+}
+
+impl Unit {
+    /// Starts `<name>.service`.
+    pub fn start(name: &str) -> Result<Self, Failure> {
+        succeed(Command::new("systemd-run").args(["--quiet", "--unit", name, "sleep", "infinity"]))?;
+        Ok(Self { name: name.to_owned(), group: Group::at(&format!("/system.slice/{name}.service")) })
+    }
+
+    /// Sets a property, for which systemd may change the controllers that the unit uses.
+    pub fn set(&self, property: &str) -> Result<(), Failure> {
+        succeed(Command::new("systemctl").args(["set-property", "--runtime", &self.name, property]))
+    }
+
+    /// Stops it, for which systemd kills all that it finds in the unit's group.
+    pub fn stop(&self) -> Result<(), Failure> {
+        succeed(Command::new("systemctl").args(["stop", &self.name]))
+    }
+}
+
+impl Deref for Unit {
+    type Target = Group;
+
+    fn deref(&self) -> &Group {
+        &self.group
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        // It may have been stopped already.
+        drop(self.stop());
+    }
+}
+
+fn succeed(command: &mut Command) -> Result<(), Failure> {
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { Err(Failure(format!("{command:?} ended with {status}"))) }
 }
 
 impl Drop for Made {
@@ -164,12 +210,14 @@ impl Group {
         write(&self.dir(controller)?.join(file), text)
     }
 
-    /// The group's `cgroup.procs` in every hierarchy, opened for writing. Writing `0` moves the writer.
+    /// The group's `cgroup.procs` in every hierarchy that has the group, opened for writing. Writing `0` moves
+    /// the writer.
     pub fn doors(&self) -> Result<Vec<File>, Failure> {
         roots()?
             .into_iter()
-            .map(|root| {
-                let file = root.mount.join(self.path.trim_start_matches('/')).join("cgroup.procs");
+            .map(|root| root.mount.join(self.path.trim_start_matches('/')).join("cgroup.procs"))
+            .filter(|file| file.exists())
+            .map(|file| {
                 File::options()
                     .write(true)
                     .open(&file)
@@ -241,7 +289,7 @@ pub(super) struct Root {
     pub mount: PathBuf,
     /// Whether it is the unified one.
     pub unified: bool,
-    /// On v1, its controllers.
+    /// On v1, its controllers, or its name: `name=systemd`.
     pub controllers: Vec<String>,
 }
 
@@ -269,8 +317,7 @@ fn parse_mounts(mounts: &str, has_controllers: impl Fn(&Path) -> bool) -> Vec<Ro
         if kind == "cgroup2" && has_controllers(&mount) {
             return vec![Root { mount, unified: true, controllers: Vec::new() }];
         }
-        // Named hierarchies hold no controller.
-        if kind != "cgroup" || options.contains("name=") {
+        if kind != "cgroup" {
             continue;
         }
         let controllers =
@@ -310,8 +357,9 @@ mod tests {
                       cgroup /sys/fs/cgroup/systemd cgroup rw,xattr,name=systemd 0 0\n\
                       cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,nosuid,cpu,cpuacct 0 0\n";
         let roots = parse_mounts(hybrid, |_| false);
-        assert_eq!(roots.len(), 1);
-        assert_eq!(roots[0].controllers, ["cpu", "cpuacct"]);
+        assert_eq!(roots.len(), 2);
+        assert_eq!(roots[0].controllers, ["name=systemd"]);
+        assert_eq!(roots[1].controllers, ["cpu", "cpuacct"]);
         assert!(parse_mounts(hybrid, |_| true)[0].unified);
     }
 

@@ -302,13 +302,23 @@ impl Stream {
         let shared = Arc::clone(&stream);
         std::thread::spawn(move || {
             let mut buffer = vec![0; 16 << 10];
+            // What is not shown yet: a line whose end is still to come.
+            let mut begun = String::new();
+            let show = |line: &str| {
+                if !silent && !line.is_empty() {
+                    println!("{name}| {line}");
+                }
+            };
             while let Ok(count @ 1..) = source.read(&mut buffer) {
                 let chunk = String::from_utf8_lossy(&buffer[..count]).replace('\r', "");
-                if !silent {
-                    chunk.lines().filter(|line| !line.is_empty()).for_each(|line| println!("{name}| {line}"));
+                begun.push_str(&chunk);
+                while let Some(end) = begun.find('\n') {
+                    show(&begun[..end]);
+                    begun.drain(..=end);
                 }
                 shared.update(|collected| collected.text.push_str(&chunk));
             }
+            show(&begun);
             shared.update(|collected| collected.closed = true);
         });
         stream

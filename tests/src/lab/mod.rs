@@ -7,7 +7,7 @@ mod tap;
 mod threads;
 mod tree;
 
-pub use cgroups::{Group, Made, Pod, caller};
+pub use cgroups::{Group, Made, Pod, Unit, caller};
 pub use machine::{Machine, Running};
 pub use tap::Tap;
 pub use threads::{Role, Thread, scan, strays};

@@ -57,10 +57,10 @@ pub struct Thread {
     pub groups: BTreeMap<String, String>,
 }
 
-/// Controllers that account or limit, so that a thread in the wrong place costs the wrong one. `devices`,
-/// `freezer` and the like are nobody's bill.
-pub(super) const BILLING: [&str; 8] =
-    ["unified", "cpu", "cpuacct", "cpuset", "memory", "blkio", "pids", "hugetlb"];
+/// Controllers that account or limit, so that a thread in the wrong place costs the wrong one, and the hierarchy
+/// by which systemd knows what is a unit's. `devices`, `freezer` and the like are nobody's bill.
+pub(super) const BILLING: [&str; 9] =
+    ["unified", "cpu", "cpuacct", "cpuset", "memory", "blkio", "pids", "hugetlb", "name=systemd"];
 
 /// Lists the threads of process `pid`, of the processes below it, and the kernel threads that work for them.
 /// Threads that end meanwhile are left out.
@@ -157,7 +157,7 @@ fn role(comm: &str, main: bool) -> Role {
     PREFIXES.iter().find(|(prefix, _)| comm.starts_with(prefix)).map_or(Role::Other, |(_, role)| *role)
 }
 
-/// Reads `/proc/<tid>/cgroup`. With v1 hierarchies mounted the unified one has no controllers and bills nobody.
+/// Reads `/proc/<tid>/cgroup`. With v1 hierarchies mounted the unified one is left out.
 fn groups(text: &str) -> BTreeMap<String, String> {
     let lines: Vec<(&str, &str, &str)> = text
         .lines()
@@ -168,7 +168,7 @@ fn groups(text: &str) -> BTreeMap<String, String> {
         .collect();
     let v1: BTreeMap<String, String> = lines
         .iter()
-        .filter(|(_, names, _)| !names.is_empty() && !names.starts_with("name="))
+        .filter(|(_, names, _)| !names.is_empty())
         .flat_map(|(_, names, path)| names.split(',').map(|name| (name.to_owned(), (*path).to_owned())))
         .collect();
     if !v1.is_empty() {
@@ -242,7 +242,8 @@ mod tests {
         let v1 = groups("9:name=systemd:/s\n4:cpu,cpuacct:/x:y\n3:memory:/m\n0::/u\n");
         assert_eq!(v1["cpuacct"], "/x:y");
         assert_eq!(v1["memory"], "/m");
-        assert_eq!(v1.len(), 3);
+        assert_eq!(v1["name=systemd"], "/s");
+        assert_eq!(v1.len(), 4);
     }
 
     #[test]
