@@ -1,5 +1,6 @@
 //! The contract between a virtio device and everything generic around it.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -76,7 +77,10 @@ pub enum DeviceError {
 /// `start` and `reset` alternate, beginning with `start`. The generic code holds the device's lock around
 /// every call, so no two calls overlap. Between `start` and `reset` queue and source events arrive; at other
 /// times none does. Pausing, saving and restoring will join the same contract.
-pub trait VirtioDevice: Send {
+///
+/// Whoever made the device reaches what only its type offers through [`Slot::update`](super::slot::Slot::update),
+/// at any time of its life.
+pub trait VirtioDevice: Send + Any {
     /// The device type (virtio 1.2, section 5).
     fn device_type(&self) -> u32;
 

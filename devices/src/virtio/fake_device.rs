@@ -49,13 +49,15 @@ pub struct FakeDevice {
     pub log: Arc<Log>,
     pub server: Server,
     pub sources: Vec<EventSource>,
+    pub config: [u8; 6],
     activation: Option<Activation>,
 }
 
 impl FakeDevice {
     pub fn new() -> (Self, Arc<Log>) {
         let log = Arc::new(Log::default());
-        (Self { log: log.clone(), server: Server::EventLoop, sources: Vec::new(), activation: None }, log)
+        let (server, config) = (Server::EventLoop, [1, 2, 3, 4, 5, 6]);
+        (Self { log: log.clone(), server, sources: Vec::new(), config, activation: None }, log)
     }
 }
 
@@ -73,7 +75,7 @@ impl VirtioDevice for FakeDevice {
     }
 
     fn config(&self) -> &[u8] {
-        &[1, 2, 3, 4, 5, 6]
+        &self.config
     }
 
     fn write_config(&mut self, offset: usize, data: &[u8]) {

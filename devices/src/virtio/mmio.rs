@@ -99,6 +99,11 @@ impl MmioTransport {
         Worker::new(Arc::clone(&self.slot))
     }
 
+    /// The device in its place, for whoever changes it while the guest runs.
+    pub fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+
     /// The VM ends: as if the driver reset the device. On return the device does not touch guest memory.
     pub fn shutdown(&mut self) {
         self.set_status(0);
@@ -119,8 +124,7 @@ impl MmioTransport {
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => NO_SHARED_MEMORY,
-            // No configuration changes while a driver may read it.
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.slot.config_generation(),
             _ => 0,
         }
     }

@@ -1,8 +1,9 @@
 //! A device in its place: its life between what the driver asks for on a vCPU thread and the thread that
 //! serves it.
 
+use std::any::Any;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::Queue;
@@ -52,6 +53,7 @@ struct Served {
 pub struct Slot {
     served: Mutex<Served>,
     needs_reset: AtomicBool,
+    generation: AtomicU32,
     activation: EventFd,
     kicks: Vec<Arc<EventFd>>,
     memory: Memory,
@@ -72,6 +74,7 @@ impl Slot {
         Ok(Self {
             served: Mutex::new(Served { device, life: Life::Idle, failures: 0 }),
             needs_reset: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
             activation: EventFd::new(EFD_NONBLOCK)?,
             kicks,
             memory,
@@ -144,6 +147,31 @@ impl Slot {
         if offset.checked_add(data.len()).is_some_and(|end| end <= len) {
             served.device.write_config(offset, data);
         }
+    }
+
+    /// Changes with every change of the configuration space that the device makes (virtio 1.2, section 2.5.2).
+    pub fn config_generation(&self) -> u32 {
+        // A change is made under the lock: whoever reads in between waits for both its bytes and its number.
+        let _served = self.lock();
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Lets `change` change the device, which is of type `D`, while nothing else happens to it, and tells the
+    /// driver if the configuration space is another afterwards. `None` if it is of another type.
+    pub fn update<D: VirtioDevice, R>(&self, change: impl FnOnce(&mut D) -> R) -> Option<R> {
+        let mut served = self.lock();
+        let before = served.device.config().to_vec();
+        let device: &mut dyn Any = &mut *served.device;
+        let result = change(device.downcast_mut::<D>()?);
+        if served.device.config() != before {
+            self.generation.fetch_add(1, Ordering::SeqCst);
+            if let Life::Starting(_) | Life::Running(_) = served.life
+                && let Err(error) = self.interrupt.trigger(Vector::Config)
+            {
+                log::debug!("could not tell the driver of a change of its device: {error}");
+            }
+        }
+        Some(result)
     }
 
     /// Signalled when [`Self::start_pending`] has something to do.

@@ -245,3 +245,22 @@ fn a_reset_waits_for_the_device() {
         assert_eq!((says.recv().unwrap(), says.recv().unwrap()), ("done", "reset"));
     });
 }
+
+#[test]
+fn a_change_of_the_configuration_is_numbered_and_told() {
+    let fixture = Fixture::new();
+    let set = |byte| fixture.slot.update(move |device: &mut FakeDevice| device.config[0] = byte);
+    assert_eq!(set(7), Some(()));
+    assert_eq!(fixture.slot.config_generation(), 1);
+    assert_eq!(fixture.interrupt.take(), [], "nobody listens yet");
+    fixture.start();
+    assert_eq!(set(7), Some(()));
+    assert_eq!(fixture.slot.config_generation(), 1, "nothing changed");
+    assert_eq!(set(8), Some(()));
+    assert_eq!(fixture.slot.config_generation(), 2);
+    assert_eq!(fixture.interrupt.take(), [Vector::Config]);
+    let mut byte = [0];
+    fixture.slot.read_config(0, &mut byte);
+    assert_eq!(byte, [8]);
+    assert_eq!(fixture.slot.update(|_: &mut crate::virtio::net::Net| ()), None, "of another type");
+}
