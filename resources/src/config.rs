@@ -1,24 +1,14 @@
-//! The configuration file.
+//! The declared microVM: what the configuration file holds, and what the API makes of it.
 
 use std::collections::HashSet;
 
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::{BootSource, CgroupSection, Drive, MachineConfig, NetworkInterface};
-
-/// Sections of Firecracker's file that this version cannot honour.
-const NOT_YET: [&str; 9] = [
-    "balloon",
-    "cpu-config",
-    "entropy",
-    "logger",
-    "memory-hotplug",
-    "metrics",
-    "mmds-config",
-    "pmem",
-    "vsock",
-];
+use crate::{
+    Action, Balloon, BootSource, CgroupSection, CpuConfig, Drive, Entropy, Logger, MachineConfig, Metrics,
+    MmdsConfig, NetworkInterface, RateLimiter, ResourceId, Serial, Vsock,
+};
 
 /// What is wrong with a configuration. The text names the field by its path.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -26,9 +16,6 @@ pub enum ConfigError {
     /// The text is not JSON, or not of the right shape.
     #[error("{0}")]
     Syntax(String),
-    /// A section that this version cannot honour.
-    #[error("{0}: this section is not supported yet; remove it")]
-    NotYet(&'static str),
     /// A value that makes no sense.
     #[error("{field}: {problem}")]
     Value {
@@ -37,14 +24,23 @@ pub enum ConfigError {
         /// What is wrong, and the way out.
         problem: String,
     },
+    /// A device that is not there.
+    #[error("there is no {kind} \"{id}\"")]
+    Unknown {
+        /// What it would be.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+    },
 }
 
 /// A microVM as declared: Firecracker's configuration file with Pinfold's additions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MicrovmConfig {
     /// What the guest boots.
-    pub boot_source: BootSource,
+    #[serde(default)]
+    pub boot_source: Option<BootSource>,
     /// Block devices, in the order in which the guest finds them.
     pub drives: Vec<Drive>,
     /// Network interfaces, in the order in which the guest finds them.
@@ -53,20 +49,60 @@ pub struct MicrovmConfig {
     /// Processors and memory.
     #[serde(default)]
     pub machine_config: MachineConfig,
+    /// The CPU template.
+    #[serde(default)]
+    pub cpu_config: Option<CpuConfig>,
+    /// The socket device.
+    #[serde(default)]
+    pub vsock: Option<Vsock>,
+    /// The entropy device.
+    #[serde(default)]
+    pub entropy: Option<Entropy>,
+    /// The balloon.
+    #[serde(default)]
+    pub balloon: Option<Balloon>,
+    /// The log.
+    #[serde(default)]
+    pub logger: Option<Logger>,
+    /// The metrics.
+    #[serde(default)]
+    pub metrics: Option<Metrics>,
+    /// The serial console.
+    #[serde(default)]
+    pub serial: Option<Serial>,
+    /// The metadata service.
+    #[serde(default)]
+    pub mmds_config: Option<MmdsConfig>,
+    /// Firecracker's persistent memory devices; always empty.
+    #[serde(default)]
+    pub pmem: Vec<NotYet>,
+    /// Firecracker's hotpluggable memory; always absent.
+    #[serde(default)]
+    pub memory_hotplug: Option<NotYet>,
     /// Placement and limits.
     #[serde(default)]
     pub cgroup: CgroupSection,
 }
 
+/// A section of Firecracker's that this version cannot honour: there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum NotYet {}
+
+impl<'de> serde::Deserialize<'de> for NotYet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        serde::de::IgnoredAny::deserialize(deserializer)?;
+        Err(D::Error::custom("this is not supported yet; leave it out"))
+    }
+}
+
+/// Names the section in an error of one of its fields.
+fn at(section: String) -> impl FnOnce((&'static str, String)) -> ConfigError {
+    move |(field, problem)| ConfigError::Value { field: format!("{section}.{field}"), problem }
+}
+
 impl MicrovmConfig {
     /// Reads and checks a configuration file's text.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let value: Value =
-            serde_json::from_str(text).map_err(|e| ConfigError::Syntax(format!("not JSON: {e}")))?;
-        if let Some(section) = NOT_YET.iter().find(|section| value.get(section).is_some()) {
-            return Err(ConfigError::NotYet(section));
-        }
-        // From the text again, not from the value: a repeated key is an error there and lost here.
         let mut json = serde_json::Deserializer::from_str(text);
         let config: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().to_string();
@@ -75,20 +111,94 @@ impl MicrovmConfig {
                 _ => ConfigError::Value { field: path, problem: error.into_inner().to_string() },
             }
         })?;
+        json.end().map_err(|error| ConfigError::Syntax(error.to_string()))?;
+        config.check_bootable()?;
         config.check()?;
         Ok(config)
     }
 
-    /// Checks every value that can be judged without looking at the host.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let at = |section: String| {
-            move |(field, problem): (&'static str, String)| ConfigError::Value {
-                field: format!("{section}.{field}"),
-                problem,
+    /// Takes up what an action declares. What declares nothing changes nothing; neither does what is refused.
+    pub fn apply(&mut self, action: Action) -> Result<(), ConfigError> {
+        let mut next = self.clone();
+        match action {
+            Action::PutBootSource(source) => next.boot_source = Some(source),
+            Action::PutMachineConfig(config) => next.machine_config = config,
+            Action::PatchMachineConfig(patch) => patch.apply(&mut next.machine_config),
+            Action::PutCpuConfig(config) => next.cpu_config = Some(config),
+            Action::PutDrive(drive) => put(&mut next.drives, drive, |drive| &drive.drive_id),
+            Action::PutNetworkInterface(interface) => {
+                put(&mut next.network_interfaces, interface, |interface| &interface.iface_id);
             }
-        };
+            Action::PutVsock(vsock) => next.vsock = Some(vsock),
+            Action::PutEntropy(entropy) => next.entropy = Some(entropy),
+            Action::PutSerial(serial) => next.serial = Some(serial),
+            Action::PutLogger(logger) => next.logger = Some(logger),
+            Action::PutMetrics(metrics) => next.metrics = Some(metrics),
+            Action::PutBalloon(balloon) => next.balloon = Some(balloon),
+            Action::PutMmdsConfig(config) => next.mmds_config = Some(config),
+            Action::PatchDrive(patch) => {
+                let drive = find(&mut next.drives, "drive", &patch.drive_id, |drive| &drive.drive_id)?;
+                drive.path_on_host = patch.path_on_host.or(drive.path_on_host.take());
+                drive.rate_limiter = patched(drive.rate_limiter, patch.rate_limiter);
+            }
+            Action::PatchNetworkInterface(patch) => {
+                let all = &mut next.network_interfaces;
+                let interface =
+                    find(all, "network interface", &patch.iface_id, |interface| &interface.iface_id)?;
+                interface.rx_rate_limiter = patched(interface.rx_rate_limiter, patch.rx_rate_limiter);
+                interface.tx_rate_limiter = patched(interface.tx_rate_limiter, patch.tx_rate_limiter);
+            }
+            Action::PatchBalloon(patch) => next.some_balloon()?.amount_mib = patch.amount_mib,
+            Action::PatchBalloonStats(patch) => {
+                next.some_balloon()?.stats_polling_interval_s = patch.stats_polling_interval_s;
+            }
+            Action::GetInstance
+            | Action::GetVersion
+            | Action::GetConfig
+            | Action::GetMachineConfig
+            | Action::GetBalloon
+            | Action::GetBalloonStats
+            | Action::GetMmds
+            | Action::GetCgroup
+            | Action::GetCgroupThreads
+            | Action::Start
+            | Action::SetVmState(_)
+            | Action::FlushMetrics
+            | Action::SendCtrlAltDel
+            | Action::PutMmds(_)
+            | Action::PatchMmds(_) => return Ok(()),
+        }
+        next.check()?;
+        *self = next;
+        Ok(())
+    }
+
+    /// Whether there is something to boot.
+    pub fn check_bootable(&self) -> Result<&BootSource, ConfigError> {
+        self.boot_source.as_ref().ok_or_else(|| ConfigError::Value {
+            field: "boot-source".to_owned(),
+            problem: "missing: name at least the guest's kernel_image_path".to_owned(),
+        })
+    }
+
+    /// Checks every value that can be judged without looking at the host.
+    fn check(&self) -> Result<(), ConfigError> {
         self.machine_config.check().map_err(at("machine-config".to_owned()))?;
         self.cgroup.check().map_err(at("cgroup".to_owned()))?;
+        if let Some(config) = &self.cpu_config {
+            config.check().map_err(at("cpu-config".to_owned()))?;
+        }
+        if let Some(vsock) = &self.vsock {
+            vsock.check().map_err(at("vsock".to_owned()))?;
+        }
+        if let Some(balloon) = &self.balloon {
+            balloon.check(self.machine_config.mem_size_mib).map_err(at("balloon".to_owned()))?;
+        }
+        self.check_drives()?;
+        self.check_interfaces()
+    }
+
+    fn check_drives(&self) -> Result<(), ConfigError> {
         let mut ids = HashSet::new();
         let mut root = None;
         for (index, drive) in self.drives.iter().enumerate() {
@@ -100,13 +210,15 @@ impl MicrovmConfig {
             if drive.is_root_device
                 && let Some(other) = root.replace(&drive.drive_id)
             {
-                return Err(at(section)((
-                    "is_root_device",
-                    format!("drive \"{other}\" is the root device already"),
-                )));
+                let problem = format!("drive \"{other}\" is the root device already");
+                return Err(at(section)(("is_root_device", problem)));
             }
         }
-        ids.clear();
+        Ok(())
+    }
+
+    fn check_interfaces(&self) -> Result<(), ConfigError> {
+        let mut ids = HashSet::new();
         let mut taps = HashSet::new();
         for (index, interface) in self.network_interfaces.iter().enumerate() {
             let section = format!("network-interfaces[{index}]");
@@ -115,19 +227,57 @@ impl MicrovmConfig {
                 return Err(at(section)(("iface_id", format!("\"{}\" is there twice", interface.iface_id))));
             }
             if !taps.insert(&interface.host_dev_name) {
-                return Err(at(section)((
-                    "host_dev_name",
-                    format!("{:?} is there twice", interface.host_dev_name),
-                )));
+                let problem = format!("{:?} is there twice", interface.host_dev_name);
+                return Err(at(section)(("host_dev_name", problem)));
             }
         }
-        Ok(())
+        let Some(mmds) = &self.mmds_config else { return Ok(()) };
+        mmds.check(|id| ids.contains(id.as_str())).map_err(at("mmds-config".to_owned()))?;
+        let served = |interface: &&NetworkInterface| mmds.network_interfaces.contains(&interface.iface_id);
+        match self.network_interfaces.iter().filter(served).find(|one| one.vhost == crate::VhostMode::On) {
+            Some(interface) => {
+                let problem = format!(
+                    "\"{}\" has vhost \"on\", and the kernel's vhost-net passes the service by; set it to \"auto\"",
+                    interface.iface_id
+                );
+                Err(at("mmds-config".to_owned())(("network_interfaces", problem)))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The drive that holds the root file system, and its place among the drives.
     pub fn root_drive(&self) -> Option<(usize, &Drive)> {
         self.drives.iter().enumerate().find(|(_, drive)| drive.is_root_device)
     }
+
+    fn some_balloon(&mut self) -> Result<&mut Balloon, ConfigError> {
+        self.balloon.as_mut().ok_or_else(|| ConfigError::Unknown { kind: "device", id: "balloon".to_owned() })
+    }
+}
+
+/// Puts `new` into `all`, in the place of the one with its id if there is one.
+fn put<T>(all: &mut Vec<T>, new: T, id: impl Fn(&T) -> &ResourceId) {
+    match all.iter_mut().find(|old| id(old) == id(&new)) {
+        Some(old) => *old = new,
+        None => all.push(new),
+    }
+}
+
+fn find<'a, T>(
+    all: &'a mut [T],
+    kind: &'static str,
+    wanted: &ResourceId,
+    id: impl Fn(&T) -> &ResourceId,
+) -> Result<&'a mut T, ConfigError> {
+    all.iter_mut()
+        .find(|one| id(one) == wanted)
+        .ok_or_else(|| ConfigError::Unknown { kind, id: wanted.to_string() })
+}
+
+fn patched(old: Option<RateLimiter>, patch: Option<RateLimiter>) -> Option<RateLimiter> {
+    let Some(patch) = patch else { return old };
+    Some(old.unwrap_or_default().patched(patch))
 }
 
 #[cfg(test)]

@@ -88,9 +88,20 @@ impl Drive {
         if self.io_thread {
             return Err(("io_thread", "is not supported yet; leave it out".to_owned()));
         }
-        if self.rate_limiter.is_some_and(|limiter| !limiter.is_unlimited()) {
-            return Err(("rate_limiter", "rate limiters are not supported yet; leave it out".to_owned()));
-        }
         Ok(())
     }
+}
+
+/// `PATCH /drives/{id}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrivePatch {
+    /// Which drive.
+    pub drive_id: ResourceId,
+    /// The file or block device to be behind it from now on; opened anew even when it is the same path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_on_host: Option<PathBuf>,
+    /// Other limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
 }

@@ -5,20 +5,34 @@
 //! knows are refused by name, and so are fields that this version knows but cannot honour yet: nothing is
 //! accepted and then ignored.
 
+mod action;
+mod balloon;
 mod boot_source;
 mod cgroup_section;
 mod config;
+mod cpu_config;
 mod drive;
+mod entropy;
 mod id;
 mod machine;
+mod mmds;
 mod network;
+mod observability;
 mod rate_limiter;
+mod vsock;
 
+pub use action::{Action, Fault, Outcome, Phase, PhaseError, Reply, VmState};
+pub use balloon::{Balloon, BalloonPatch, BalloonStatsPatch};
 pub use boot_source::BootSource;
 pub use cgroup_section::{CgroupSection, CgroupVersion, Container, Driver};
-pub use config::{ConfigError, MicrovmConfig};
-pub use drive::{CacheType, Drive, IoEngine};
+pub use config::{ConfigError, MicrovmConfig, NotYet};
+pub use cpu_config::{Bitmap, CpuConfig, CpuidModifier, MsrModifier, Number, Register, RegisterModifier};
+pub use drive::{CacheType, Drive, DrivePatch, IoEngine};
+pub use entropy::Entropy;
 pub use id::{InstanceId, ResourceId};
-pub use machine::{HugePages, MAX_VCPUS, MachineConfig};
-pub use network::{MacAddr, NetworkInterface, VhostMode};
+pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
+pub use mmds::{MmdsConfig, MmdsVersion};
+pub use network::{MacAddr, NetworkInterface, NetworkInterfacePatch, VhostMode};
+pub use observability::{LogLevel, Logger, Metrics, Serial};
 pub use rate_limiter::{RateLimiter, TokenBucket};
+pub use vsock::Vsock;

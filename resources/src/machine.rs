@@ -86,3 +86,41 @@ impl MachineConfig {
         Ok(())
     }
 }
+
+/// `PATCH /machine-config`: what is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfigPatch {
+    /// Number of vCPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpu_count: Option<u8>,
+    /// Guest memory in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_size_mib: Option<u64>,
+    /// Whether two vCPUs share a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smt: Option<bool>,
+    /// Firecracker's deprecated CPU templates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<String>,
+    /// Whether to log dirty pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track_dirty_pages: Option<bool>,
+    /// Pages that back guest memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge_pages: Option<HugePages>,
+}
+
+impl MachineConfigPatch {
+    /// `config` with what is present here.
+    pub(crate) fn apply(self, config: &mut MachineConfig) {
+        let MachineConfigPatch { vcpu_count, mem_size_mib, smt, cpu_template, track_dirty_pages, huge_pages } =
+            self;
+        config.vcpu_count = vcpu_count.unwrap_or(config.vcpu_count);
+        config.mem_size_mib = mem_size_mib.unwrap_or(config.mem_size_mib);
+        config.smt = smt.unwrap_or(config.smt);
+        config.cpu_template = cpu_template.or(config.cpu_template.take());
+        config.track_dirty_pages = track_dirty_pages.unwrap_or(config.track_dirty_pages);
+        config.huge_pages = huge_pages.unwrap_or(config.huge_pages);
+    }
+}

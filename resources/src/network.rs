@@ -90,15 +90,32 @@ impl NetworkInterface {
         if self.mtu.is_some_and(|mtu| mtu < 68) {
             return Err(("mtu", "must be at least 68".to_owned()));
         }
-        for (field, limiter) in
-            [("rx_rate_limiter", self.rx_rate_limiter), ("tx_rate_limiter", self.tx_rate_limiter)]
-        {
-            if limiter.is_some_and(|limiter| !limiter.is_unlimited()) {
-                return Err((field, "rate limiters are not supported yet; leave it out".to_owned()));
+        if self.vhost == VhostMode::On {
+            for (field, limiter) in
+                [("rx_rate_limiter", self.rx_rate_limiter), ("tx_rate_limiter", self.tx_rate_limiter)]
+            {
+                if limiter.is_some_and(|limiter| !limiter.is_unlimited()) {
+                    let problem = "the kernel's vhost-net limits nothing; set vhost to \"auto\" or \"off\"";
+                    return Err((field, problem.to_owned()));
+                }
             }
         }
         Ok(())
     }
+}
+
+/// `PATCH /network-interfaces/{id}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterfacePatch {
+    /// Which interface.
+    pub iface_id: ResourceId,
+    /// Other limits on what the guest receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// Other limits on what the guest sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiter>,
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use arch::msr::MsrError;
 use arch::regs::RegsError;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
-use resources::{MachineConfig, MicrovmConfig};
+use resources::{ConfigError, MachineConfig, MicrovmConfig};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::console::{Input, Output, RawTerminal};
@@ -34,6 +34,9 @@ use crate::vm::{Vm, VmError};
 /// Why a microVM could not be built or started. Each text names the field or the file.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// KVM.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -209,7 +212,7 @@ fn load_guest(
     memory: &GuestMemoryMmap,
     virtio_mmio: &[MmioDevice],
 ) -> Result<LoadedKernel, MachineError> {
-    let source = &config.boot_source;
+    let source = config.check_bootable()?;
     // Mapping is right here: guest RAM is private anonymous memory, and no device takes pages away from it.
     let how = ImagePlacement::MapPrivate;
     let path = &source.kernel_image_path;
