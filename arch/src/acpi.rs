@@ -1,9 +1,8 @@
 //! ACPI tables of a hardware-reduced platform (ACPI 6.5 sections 3.11.1 and 5.2).
 //!
-//! The guest finds processors and the I/O APIC in the MADT, COM1 and the virtio-mmio devices in the DSDT,
-//! and powers off and resets through three I/O ports named in the FADT: a byte register each, to be
-//! answered by the VMM. There is no SCI, no PM timer, no CMOS clock, no keyboard controller to probe (its
-//! reset line works all the same), no VGA.
+//! The guest finds processors and the I/O APIC in the MADT, COM1, the keyboard and the virtio-mmio devices in
+//! the DSDT, and powers off and resets through three I/O ports named in the FADT: a byte register each, to be
+//! answered by the VMM. There is no SCI, no PM timer, no CMOS clock, no mouse, no VGA.
 
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -21,7 +20,8 @@ mod dsdt;
 #[cfg(test)]
 mod tests;
 
-/// I/O port of the sleep control register (ACPI 6.5 section 4.8.3.7): a byte, see [`is_power_off`].
+/// I/O port of the sleep control register (ACPI 6.5 section 4.8.3.7): a byte. `SLP_EN`
+/// (bit 5) with [`SLEEP_TYPE_S5`] in bits 2 to 4 switches the machine off.
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 /// I/O port of the sleep status register: a byte that reads as 0; writes are ignored.
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
@@ -31,17 +31,7 @@ pub const RESET_PORT: u16 = 0x602;
 pub const RESET_VALUE: u8 = 1;
 
 /// `SLP_TYP` of the soft-off state, named by `\_S5` in the DSDT.
-const SLEEP_TYPE_S5: u8 = 5;
-const SLEEP_TYPE_SHIFT: u8 = 2;
-const SLEEP_TYPE_MASK: u8 = 0b111;
-const SLEEP_ENABLE: u8 = 1 << 5;
-
-/// Whether a byte written to [`SLEEP_CONTROL_PORT`] switches the machine off: `SLP_EN` with the sleep type
-/// of S5.
-#[must_use]
-pub fn is_power_off(value: u8) -> bool {
-    value & SLEEP_ENABLE != 0 && (value >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE_MASK == SLEEP_TYPE_S5
-}
+pub const SLEEP_TYPE_S5: u8 = 5;
 
 const OEM_ID: [u8; 6] = *b"PINFLD";
 const OEM_TABLE_ID: [u8; 8] = *b"PINFOLD ";
@@ -132,9 +122,9 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 
 /// Fixed ACPI description table (section 5.2.9).
 fn fadt(dsdt: GuestAddress) -> acpi_tables::fadt::FADT {
-    // IA-PC boot architecture flags (section 5.2.9.3): no VGA, leave PCIe ASPM alone, no CMOS clock. That
-    // "8042" is not set keeps the kernel from probing a keyboard that is not there; "legacy devices" is
-    // not set since COM1 is in the DSDT.
+    // IA-PC boot architecture flags (section 5.2.9.3): a keyboard controller, no VGA, leave PCIe ASPM alone, no
+    // CMOS clock. "Legacy devices" is not set since COM1 is in the DSDT.
+    const HAS_8042: u16 = 1 << 1;
     const NO_VGA: u16 = 1 << 2;
     const NO_ASPM: u16 = 1 << 4;
     const NO_CMOS_CLOCK: u16 = 1 << 5;
@@ -148,7 +138,7 @@ fn fadt(dsdt: GuestAddress) -> acpi_tables::fadt::FADT {
         // Set means that there is no such button in fixed hardware.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    fadt.iapc_boot_arch = (NO_VGA | NO_ASPM | NO_CMOS_CLOCK).into();
+    fadt.iapc_boot_arch = (HAS_8042 | NO_VGA | NO_ASPM | NO_CMOS_CLOCK).into();
     fadt.reset_reg = port(RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = port(SLEEP_CONTROL_PORT);
@@ -166,7 +156,8 @@ fn madt(platform: &Platform) -> Sdt {
 
     let mut madt = Sdt::new(*b"APIC", SDT_HEADER, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     madt.append_slice(&address_32(LAPIC.start).to_le_bytes());
-    // Flags: no 8259s, see the layout's page.
+    // Flags: no 8259s, see the layout's page. Interrupt source overrides are not needed: the DSDT says of the
+    // keyboard's and COM1's lines that they are edge triggered and active high, as those of ISA are.
     madt.append_slice(&0_u32.to_le_bytes());
     for id in 0..platform.max_cpus.max(platform.cpus) {
         let status =

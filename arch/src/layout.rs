@@ -11,7 +11,8 @@
 //! | `0xA_0000` | `0xE_0000` | nothing; reserved, where a PC has its VGA and option ROMs |
 //! | `0xE_0000` | `0x10_0000` | ACPI tables, the RSDP first ([`ACPI`]) |
 //! | `0x10_0000` | end of low RAM, at most `0xC000_0000` | RAM: kernel, initrd at the top ([`HIMEM`]) |
-//! | `0xC000_0000` | `0xC010_0000` | virtio-mmio, a page for each device ([`VIRTIO_MMIO`]) |
+//! | `0xC000_0000` | `0xC000_1000` | boot timer, where Firecracker has it ([`BOOT_TIMER`]) |
+//! | `0xC000_1000` | `0xC010_0000` | virtio-mmio, a page for each device ([`VIRTIO_MMIO`]) |
 //! | `0xC010_0000` | `0xE000_0000` | reserved: 32-bit PCI memory ([`PCI_MMIO32`]) |
 //! | `0xE000_0000` | `0xF000_0000` | reserved: PCI configuration space, ECAM ([`PCI_ECAM`]) |
 //! | `0xFEC0_0000` | `0xFEC0_1000` | I/O APIC ([`IOAPIC`]) |
@@ -21,13 +22,14 @@
 //! | next GiB boundary | start of the 64-bit window | reserved: hotplugged memory ([`AddressMap::hotplug`]) |
 //! | near the top of the physical space | | reserved: 64-bit PCI memory ([`AddressMap::mmio64`]) |
 //!
-//! I/O ports: COM1 `0x3F8` ([`COM1_PORT`]), i8042 `0x60` and `0x64`, ACPI sleep and reset `0x600` to
+//! I/O ports: COM1 `0x3F8` ([`COM1_PORT`]), i8042 `0x60` ([`I8042_DATA_PORT`]) and `0x64`
+//! ([`I8042_COMMAND_PORT`]), ACPI sleep and reset `0x600` to
 //! `0x602` ([`crate::acpi`]).
 //!
-//! Interrupts: one I/O APIC with 24 pins, GSI n on pin n. Line 4 is COM1's; line 8 is left free because a
-//! guest that looks for a CMOS clock claims it for itself; line 9 is kept for a generic event device; the
-//! other lines from 5 on are for devices ([`device_gsis`]). The 8259 that KVM creates with its I/O APIC is
-//! not part of this platform: route GSIs to the I/O APIC only.
+//! Interrupts: one I/O APIC with 24 pins, GSI n on pin n. Line 1 is the keyboard's, line 4 COM1's; line 8 is left
+//! free because a guest that looks for a CMOS clock claims it for itself; line 9 is kept for a generic event
+//! device; the other lines from 5 on are for devices ([`device_gsis`]). The 8259 that KVM creates with its I/O
+//! APIC is not part of this platform: route GSIs to the I/O APIC only.
 
 use vm_memory::GuestAddress;
 
@@ -90,8 +92,10 @@ pub const ACPI: Window = Window::new(0xE_0000, 128 * KIB);
 /// Where RAM goes on behind the first megabyte's reserved areas; kernels are loaded from here on.
 pub const HIMEM: GuestAddress = GuestAddress(MIB);
 
+/// The boot timer's page, its register first. Guests made for Firecracker write to this address.
+pub const BOOT_TIMER: Window = Window::new(0xC000_0000, PAGE_SIZE);
 /// Virtio-mmio register windows: device n at `start + n * VIRTIO_MMIO_SIZE`.
-pub const VIRTIO_MMIO: Window = Window::new(0xC000_0000, MIB);
+pub const VIRTIO_MMIO: Window = Window::new(0xC000_1000, MIB - PAGE_SIZE);
 /// Bytes of one virtio-mmio device's register window.
 pub const VIRTIO_MMIO_SIZE: u64 = PAGE_SIZE;
 /// Reserved for PCI memory below 4 GiB.
@@ -108,15 +112,21 @@ pub const KVM_IDENTITY_MAP: Window = Window::new(0xFFFB_C000, PAGE_SIZE);
 pub const KVM_TSS: Window = Window::new(0xFFFB_D000, 3 * PAGE_SIZE);
 
 /// Low RAM ends here at the latest: the start of the 32-bit hole.
-pub const LOW_RAM_LIMIT: GuestAddress = VIRTIO_MMIO.start;
+pub const LOW_RAM_LIMIT: GuestAddress = BOOT_TIMER.start;
 /// Where RAM goes on that does not fit below the hole.
 pub const HIGH_RAM: GuestAddress = GuestAddress(4 * GIB);
 
 /// First I/O port of COM1, which has eight.
 pub const COM1_PORT: u16 = 0x3F8;
+/// The keyboard controller's data port.
+pub const I8042_DATA_PORT: u16 = 0x60;
+/// The keyboard controller's command and status port.
+pub const I8042_COMMAND_PORT: u16 = 0x64;
 
 /// Pins of the I/O APIC; GSI n is pin n.
 pub const IOAPIC_PINS: u32 = 24;
+/// Interrupt of the keyboard.
+pub const I8042_GSI: u32 = 1;
 /// Interrupt of COM1.
 pub const COM1_GSI: u32 = 4;
 /// Claimed by guests that find a CMOS clock; never given to a device.

@@ -30,4 +30,6 @@
 
 pub mod bus;
 pub mod legacy;
+pub mod mmds;
+pub mod rate_limiter;
 pub mod virtio;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupVersion {
-    /// v2 where the controllers are in the unified hierarchy, else v1.
+    /// v1 when its hierarchies have the cpu or the memory controller, else v2.
     #[default]
     Auto,
     /// The legacy hierarchies, one or more controllers each.
@@ -21,7 +21,7 @@ pub enum CgroupVersion {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
-    /// `systemd` where the parent is in its form, else `cgroupfs`.
+    /// `cgroupfs`, until there is another.
     #[default]
     Auto,
     /// Pinfold makes directories in cgroupfs.

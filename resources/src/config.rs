@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use serde::de::{Deserializer, Error as _};
+use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -100,19 +100,32 @@ fn at(section: String) -> impl FnOnce((&'static str, String)) -> ConfigError {
     move |(field, problem)| ConfigError::Value { field: format!("{section}.{field}"), problem }
 }
 
+/// Reads JSON, naming the field that is wrong by its path.
+fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        match path.as_str() {
+            "." => ConfigError::Syntax(error.into_inner().to_string()),
+            _ => ConfigError::Value { field: path, problem: error.into_inner().to_string() },
+        }
+    })?;
+    json.end().map_err(|error| ConfigError::Syntax(error.to_string()))?;
+    Ok(value)
+}
+
 impl MicrovmConfig {
     /// Reads and checks a configuration file's text.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let mut json = serde_json::Deserializer::from_str(text);
-        let config: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            let path = error.path().to_string();
-            match path.as_str() {
-                "." => ConfigError::Syntax(error.into_inner().to_string()),
-                _ => ConfigError::Value { field: path, problem: error.into_inner().to_string() },
-            }
-        })?;
-        json.end().map_err(|error| ConfigError::Syntax(error.to_string()))?;
+        let config: Self = read(text)?;
         config.check_bootable()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// A microVM of which only the section `cgroup` is declared, by its text.
+    pub fn from_cgroup_json(text: &str) -> Result<Self, ConfigError> {
+        let config = Self { cgroup: read(text)?, ..Self::default() };
         config.check()?;
         Ok(config)
     }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ResourceId;
 
@@ -25,8 +25,8 @@ pub struct MmdsConfig {
     /// How the guest asks.
     #[serde(default)]
     pub version: MmdsVersion,
-    /// The address at which the guest asks.
-    #[serde(default = "default_address")]
+    /// The address at which the guest asks: 169.254.169.254 when absent or null.
+    #[serde(default = "default_address", deserialize_with = "address")]
     pub ipv4_address: Ipv4Addr,
     /// Whether answers are in the format of EC2's service whatever the guest accepts.
     #[serde(default)]
@@ -35,6 +35,11 @@ pub struct MmdsConfig {
 
 fn default_address() -> Ipv4Addr {
     Ipv4Addr::new(169, 254, 169, 254)
+}
+
+/// Clients that have no opinion say null.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ipv4Addr, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_else(default_address))
 }
 
 impl MmdsConfig {

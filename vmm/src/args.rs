@@ -1,6 +1,7 @@
-//! The command line.
+//! The command line: Firecracker's, and `--cgroup`.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -9,12 +10,23 @@ use log::LevelFilter;
 use resources::InstanceId;
 
 use crate::exit::{Code, Failure};
+use crate::version;
+
+/// Bytes of a request's body that the API takes by default.
+const PAYLOAD: usize = 51200;
 
 /// A micro-VMM that keeps each of its threads in the cgroup that the pod pays for.
+///
+/// It speaks Firecracker's API and command line.
 #[derive(Debug, Parser)]
-#[command(name = "pinfold", version, max_term_width = 100)]
+#[command(name = "pinfold", disable_version_flag = true, max_term_width = 100)]
 pub struct Args {
-    /// JSON file that describes the microVM: Firecracker's format with the section "cgroup"
+    /// Unix socket of the API
+    #[arg(long, default_value = "/run/firecracker.socket", value_name = "SOCKET")]
+    pub api_sock: PathBuf,
+
+    /// JSON file that describes the microVM, which is started at once: Firecracker's format with the section
+    /// "cgroup"
     #[arg(long, value_name = "FILE")]
     pub config_file: Option<PathBuf>,
 
@@ -22,13 +34,91 @@ pub struct Args {
     #[arg(long, requires = "config_file")]
     pub no_api: bool,
 
+    /// The section "cgroup" (where the threads live, and their limits), as JSON text or a file with it; not
+    /// together with a configuration file
+    #[arg(long, value_name = "JSON|FILE", conflicts_with = "config_file")]
+    pub cgroup: Option<String>,
+
     /// Name of the microVM: 1 to 64 letters, digits and hyphens
     #[arg(long, default_value = "anonymous-instance", value_name = "ID")]
     pub id: InstanceId,
 
-    /// What is logged to standard error: Off, Error, Warn, Info, Debug or Trace
-    #[arg(long, default_value = "Warn", value_parser = |text: &str| text.parse::<LevelFilter>().map_err(|_| "say Off, Error, Warn, Info, Debug or Trace"), value_name = "LEVEL")]
-    pub level: LevelFilter,
+    /// JSON file with the metadata that the guest can ask for
+    #[arg(long, value_name = "FILE")]
+    pub metadata: Option<PathBuf>,
+
+    /// File or FIFO for the log, instead of standard error
+    #[arg(long, value_name = "FILE")]
+    pub log_path: Option<PathBuf>,
+
+    /// From which severity on lines are logged: Off, Error, Warn, Info, Debug or Trace; Warn by default on
+    /// standard error, Info in a file
+    #[arg(long, value_parser = level, value_name = "LEVEL")]
+    pub level: Option<LevelFilter>,
+
+    /// Log only what comes from modules of this name
+    #[arg(long, value_name = "MODULE")]
+    pub module: Option<String>,
+
+    /// Name the severity in each line of the log
+    #[arg(long)]
+    pub show_level: bool,
+
+    /// Name the place in the source in each line of the log
+    #[arg(long)]
+    pub show_log_origin: bool,
+
+    /// File or FIFO for the metrics
+    #[arg(long, value_name = "FILE")]
+    pub metrics_path: Option<PathBuf>,
+
+    /// Largest body of a request to the API, in bytes
+    #[arg(long, default_value_t = PAYLOAD, value_name = "BYTES")]
+    pub http_api_max_payload_size: usize,
+
+    /// Largest size of the metadata, in bytes; the API's by default
+    #[arg(long, value_name = "BYTES")]
+    pub mmds_size_limit: Option<usize>,
+
+    /// Give the guest a register with which it says that it has booted; the time is logged
+    #[arg(long)]
+    pub boot_timer: bool,
+
+    /// When the process was started, in microseconds of the monotonic clock; for the metrics
+    #[arg(long, value_name = "US")]
+    pub start_time_us: Option<u64>,
+
+    /// CPU time of the process at its start, in microseconds; for the metrics
+    #[arg(long, value_name = "US")]
+    pub start_time_cpu_us: Option<u64>,
+
+    /// CPU time of the process that started this one, in microseconds; for the metrics
+    #[arg(long, value_name = "US")]
+    pub parent_cpu_time_us: Option<u64>,
+
+    /// Install no seccomp filter; this version has none to install
+    #[arg(long, conflicts_with = "seccomp_filter")]
+    pub no_seccomp: bool,
+
+    /// Seccomp filter of one's own; not supported yet
+    #[arg(long, value_name = "FILE")]
+    pub seccomp_filter: Option<PathBuf>,
+
+    /// Put devices on a PCI bus; not supported yet
+    #[arg(long)]
+    pub enable_pci: bool,
+
+    /// Print the version
+    #[arg(short = 'V', long)]
+    pub version: bool,
+
+    /// Print the version of snapshots; not supported yet
+    #[arg(long)]
+    pub snapshot_version: bool,
+
+    /// Print the version of a snapshot; not supported yet
+    #[arg(long, value_name = "FILE")]
+    pub describe_snapshot: Option<PathBuf>,
 
     /// Internal: the descriptor that a process left to itself before it executed itself anew
     #[arg(long, hide = true)]
@@ -39,26 +129,65 @@ pub struct Args {
     pub reap: Option<RawFd>,
 }
 
+fn level(text: &str) -> Result<LevelFilter, &'static str> {
+    let text = if text.eq_ignore_ascii_case("warning") { "warn" } else { text };
+    text.parse().map_err(|_| "say Off, Error, Warn, Info, Debug or Trace")
+}
+
 impl Args {
     /// Reads the command line; prints help or version and returns `None` where that is what was asked for.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, Failure> {
-        match Self::try_parse_from(arguments) {
-            Ok(args) => Ok(Some(args)),
+        let args = match Self::try_parse_from(arguments) {
+            Ok(args) => args,
             Err(error) if !error.use_stderr() => {
                 // A closed standard output is no reason to fail.
                 let _ = error.print();
-                Ok(None)
+                return Ok(None);
             }
-            Err(error) => {
-                let text = error.to_string();
-                // What is missing may follow in lines of its own, then an empty line and the usage.
-                let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-                let line = lines.join(" ");
-                let line = line.strip_prefix("error: ").unwrap_or(&line);
-                Err(Failure { code: Code::BadArguments, message: format!("{line} (see pinfold --help)") })
-            }
+            Err(error) => return Err(refused(one_line(&error))),
+        };
+        if args.version {
+            let _ = writeln!(io::stdout(), "{}", version::line());
+            return Ok(None);
+        }
+        match args.not_yet() {
+            Some(why) => Err(refused(why.to_owned())),
+            None => Ok(Some(args)),
         }
     }
+
+    /// A flag of Firecracker's that this version cannot honour.
+    fn not_yet(&self) -> Option<&'static str> {
+        if self.enable_pci {
+            return Some(
+                "--enable-pci: there is no PCI transport yet; leave the flag out, devices are on virtio-mmio",
+            );
+        }
+        if self.seccomp_filter.is_some() {
+            return Some("--seccomp-filter: seccomp filters are not supported yet; say --no-seccomp");
+        }
+        if self.snapshot_version || self.describe_snapshot.is_some() {
+            return Some("--snapshot-version and --describe-snapshot: snapshots are not supported yet");
+        }
+        None
+    }
+
+    /// The largest size of the metadata, in bytes.
+    pub fn mmds_limit(&self) -> usize {
+        self.mmds_size_limit.unwrap_or(self.http_api_max_payload_size)
+    }
+}
+
+fn refused(message: String) -> Failure {
+    Failure { code: Code::BadArguments, message: format!("{message} (see pinfold --help)") }
+}
+
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    // What is missing may follow in lines of its own, then an empty line and the usage.
+    let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let line = lines.join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
 
 #[cfg(test)]
@@ -72,14 +201,35 @@ mod tests {
     #[test]
     fn the_command_line_is_checked() {
         let args = read(&["--no-api", "--config-file", "vm.json", "--level", "debug"]).unwrap().unwrap();
-        assert_eq!(args.level, LevelFilter::Debug);
+        assert_eq!(args.level, Some(LevelFilter::Debug));
         assert_eq!(args.id.as_str(), "anonymous-instance");
-        for bad in [&["--no-api"][..], &["--nope"], &["--id", "a_b"], &["--level", "loud"], &["vm.json"]] {
+        for bad in [
+            &["--no-api"][..],
+            &["--nope"],
+            &["--id", "a_b"],
+            &["--level", "loud"],
+            &["vm.json"],
+            &["--enable-pci"],
+            &["--seccomp-filter", "f"],
+            &["--snapshot-version"],
+            &["--cgroup", "{}", "--config-file", "f"],
+        ] {
             let failure = read(bad).unwrap_err();
             assert_eq!(failure.code, Code::BadArguments, "{bad:?}");
             assert!(!failure.message.contains('\n'), "{}", failure.message);
         }
         let failure = read(&["--no-api"]).unwrap_err();
         assert!(failure.message.contains("--config-file"), "{}", failure.message);
+    }
+
+    #[test]
+    fn the_shims_command_lines_are_taken() {
+        // Kata's Go shim, its Rust shim, and what the jailer adds.
+        read(&["--api-sock", "s", "--config-file", "c"]).unwrap().unwrap();
+        read(&["--api-sock", "s", "--no-seccomp"]).unwrap().unwrap();
+        let times = ["--start-time-us", "1", "--start-time-cpu-us", "2", "--parent-cpu-time-us", "3"];
+        let args = read(&[&["--id", "x"], &times[..]].concat()).unwrap().unwrap();
+        assert_eq!(args.api_sock.as_os_str(), "/run/firecracker.socket");
+        assert_eq!(args.mmds_limit(), 51200);
     }
 }

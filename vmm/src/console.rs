@@ -25,6 +25,14 @@ pub fn set_terminal(fd: BorrowedFd<'_>, settings: &libc::termios) -> io::Result<
     }
 }
 
+/// Whether standard input is ours to use: a shell stops background jobs that change its terminal or read from it.
+pub fn in_foreground() -> bool {
+    let stdin = io::stdin();
+    // SAFETY: both take no pointer.
+    terminal_settings(stdin.as_fd()).is_none()
+        || unsafe { libc::tcgetpgrp(stdin.as_raw_fd()) == libc::getpgrp() }
+}
+
 /// Puts the terminal back as it was. Does nothing when it was never changed, or already put back.
 fn restore() {
     if let Some((fd, settings)) = RAW.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -38,10 +46,10 @@ fn restore() {
 pub struct RawTerminal(());
 
 impl RawTerminal {
-    /// Switches to raw mode.
+    /// Switches to raw mode. Leaves the terminal alone in a background job.
     pub fn enter() -> io::Result<Self> {
         let stdin = io::stdin();
-        if let Some(before) = terminal_settings(stdin.as_fd()) {
+        if let Some(before) = terminal_settings(stdin.as_fd()).filter(|_| in_foreground()) {
             static HOOK: Once = Once::new();
             HOOK.call_once(|| {
                 let next = std::panic::take_hook();
@@ -89,11 +97,11 @@ impl AsRawFd for Input {
 }
 
 /// Milliseconds for which a reader of the console may keep the guest waiting.
-const PATIENCE: i32 = 5000;
+const PATIENCE: i32 = 200;
 
-/// Standard output for the guest's console. A reader that does not read delays the guest once, for
-/// [`PATIENCE`]; from then on what it does not take is lost, until it reads again. So it can keep neither the
-/// guest nor us, who may want the serial port that a vCPU is writing to, waiting for ever. A signal ends the
+/// Standard output for the guest's console. A reader that does not read delays the guest for
+/// [`PATIENCE`]; from then on what it does not take is lost, until it reads again. So it keeps neither the guest
+/// nor us, who may want the serial port that a vCPU is writing to, waiting for long. A signal ends the
 /// wait.
 pub struct Output {
     file: File,

@@ -45,19 +45,15 @@ impl EventLoop {
         self.manager.add_subscriber(Box::new(subscriber));
     }
 
-    /// Serves everything until the end.
-    pub fn run(&mut self) -> Result<End, LoopError> {
-        loop {
-            self.manager.run().map_err(LoopError)?;
-            if let Some(end) = self.end.take() {
-                return Ok(end);
-            }
-        }
+    /// Waits for events and serves them. Returns why the loop is to end when something ends it.
+    pub fn turn(&mut self) -> Result<Option<End>, LoopError> {
+        self.manager.run().map_err(LoopError)?;
+        Ok(self.end.take())
     }
 }
 
 /// Registers a descriptor; an error leaves the loop deaf to it, which only the log can say.
-fn register(ops: &mut EventOps<'_>, events: Events, what: &str) {
+pub fn register(ops: &mut EventOps<'_>, events: Events, what: &str) {
     if let Err(error) = ops.add(events) {
         log::error!("cannot wait for {what}: {error:?}");
     }

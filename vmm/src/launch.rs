@@ -1,18 +1,20 @@
 //! From the command line to a running microVM, and to the process's exit code.
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use resources::{ConfigError, MicrovmConfig};
+use serde_json::Value;
 
 use crate::args::Args;
 use crate::exit::{Code, Failure};
-use crate::placement::{Image, Placement};
-use crate::{logger, machine, reaper};
+use crate::placement::{Image, Order, Placement};
+use crate::{logger, reaper, session};
 
-/// The largest configuration file that is read, in bytes.
+/// The largest file that is read, in bytes.
 const MAX_CONFIG: u64 = 4 << 20;
 
 /// Runs the process: the whole of `main`.
@@ -20,7 +22,8 @@ pub fn main() -> ExitCode {
     match launch() {
         Ok(code) => code.into(),
         Err(failure) => {
-            eprintln!("pinfold: {}", failure.message);
+            // Nobody may be there to read it: the exit code still tells.
+            let _ = writeln!(io::stderr(), "pinfold: {}", failure.message);
             failure.code.into()
         }
     }
@@ -33,26 +36,18 @@ fn launch() -> Result<Code, Failure> {
     if let Some(fd) = args.reap {
         return reaper::run(fd).map(|()| Code::Ok).map_err(|error| Failure::generic(&error));
     }
-    logger::init(args.id.as_str(), args.level);
-    if let Some(fd) = args.handover {
-        let (placement, config) = Placement::resume(fd).map_err(|error| Failure::configuration(&error))?;
-        return serve(&config, placement);
-    }
-    let Some(path) = args.config_file.as_deref().filter(|_| args.no_api) else {
-        let message =
-            "this version has no API server yet: say --no-api --config-file FILE (see pinfold --help)";
-        return Err(Failure { code: Code::BadArguments, message: message.to_owned() });
+    logger::init(args.id.as_str(), args.level.unwrap_or(log::LevelFilter::Warn));
+    let (placement, order) = match args.handover {
+        Some(fd) => Placement::resume(fd).map_err(|error| Failure::configuration(&error))?,
+        None => {
+            let order = read_order(&args).map_err(|error| Failure::configuration(&error))?;
+            let placed = Image::open().and_then(|image| {
+                Placement::establish(&image, &args.id, &order.config.cgroup)?.exec(&image, &order)
+            });
+            (placed.map_err(|error| Failure::configuration(&error))?, order)
+        }
     };
-    let config = read_config(path).map_err(|error| Failure::configuration(&error))?;
-    let placed = Image::open()
-        .and_then(|image| Placement::establish(&image, &args.id, &config.cgroup)?.exec(&image, &config));
-    let placement = placed.map_err(|error| Failure::configuration(&error))?;
-    serve(&config, placement)
-}
-
-/// Runs the microVM in its place, and leaves nothing behind.
-fn serve(config: &MicrovmConfig, placement: Placement) -> Result<Code, Failure> {
-    let result = machine::run(config, &placement);
+    let result = session::run(&args, order, &placement);
     placement.dissolve();
     result
 }
@@ -60,16 +55,52 @@ fn serve(config: &MicrovmConfig, placement: Placement) -> Result<Code, Failure> 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 enum ReadError {
-    #[error("cannot read the configuration file {path}", path = .0.display())]
+    #[error("cannot read {path}", path = .0.display())]
     Io(PathBuf, #[source] io::Error),
-    #[error("the configuration file {path} is larger than {MAX_CONFIG} bytes", path = .0.display())]
+    #[error("{path} is larger than {MAX_CONFIG} bytes", path = .0.display())]
     Large(PathBuf),
+    #[error("{path} holds no JSON", path = .0.display())]
+    Json(PathBuf, #[source] serde_json::Error),
     #[error("{path}", path = .0.display())]
     Config(PathBuf, #[source] ConfigError),
 }
 
-/// Reads the configuration file once, so that it may be a FIFO.
-fn read_config(path: &Path) -> Result<MicrovmConfig, ReadError> {
+/// Reads all that the command line names.
+fn read_order(args: &Args) -> Result<Order, ReadError> {
+    let config = match (&args.config_file, &args.cgroup) {
+        (Some(path), _) => parse(path, &read(path)?)?,
+        (None, Some(section)) => cgroup_section(section)?,
+        (None, None) => MicrovmConfig::default(),
+    };
+    let metadata = args.metadata.as_ref().map(|path| {
+        serde_json::from_str(&read(path)?).map_err(|source| ReadError::Json(path.clone(), source))
+    });
+    Ok(Order { config, start: args.config_file.is_some(), metadata: metadata.transpose()? })
+}
+
+/// A microVM of which only the section `cgroup` is declared: as JSON text, or by a file that holds it.
+fn cgroup_section(section: &str) -> Result<MicrovmConfig, ReadError> {
+    let inline = section.trim_start().starts_with('{');
+    let text = if inline { section.to_owned() } else { read(Path::new(section))? };
+    let named = if inline { "--cgroup" } else { section };
+    MicrovmConfig::from_cgroup_json(&text).map_err(|error| ReadError::Config(named.into(), error))
+}
+
+fn parse(path: &Path, text: &str) -> Result<MicrovmConfig, ReadError> {
+    // Firecracker's file has the name of another file there, the API the template itself. Both are taken.
+    let mut text = Cow::Borrowed(text);
+    if let Ok(mut config) = serde_json::from_str::<Value>(&text)
+        && let Some(template) = config.get("cpu-config").and_then(Value::as_str).map(PathBuf::from)
+    {
+        config["cpu-config"] =
+            serde_json::from_str(&read(&template)?).map_err(|source| ReadError::Json(template, source))?;
+        text = Cow::Owned(config.to_string());
+    }
+    MicrovmConfig::from_json(&text).map_err(|error| ReadError::Config(path.to_owned(), error))
+}
+
+/// Reads a file once, so that it may be a FIFO.
+fn read(path: &Path) -> Result<String, ReadError> {
     let mut text = String::new();
     let size = File::open(path)
         .and_then(|file| file.take(MAX_CONFIG + 1).read_to_string(&mut text))
@@ -77,5 +108,5 @@ fn read_config(path: &Path) -> Result<MicrovmConfig, ReadError> {
     if size as u64 > MAX_CONFIG {
         return Err(ReadError::Large(path.to_owned()));
     }
-    MicrovmConfig::from_json(&text).map_err(|error| ReadError::Config(path.to_owned(), error))
+    Ok(text)
 }

@@ -1,24 +1,34 @@
 //! The Pinfold micro-VMM: puts the microVM together, keeps each of its threads in the cgroup that it belongs
 //! to, and runs it.
 //!
-//! The life of a launch, in the order of the modules: [`launch`] reads what was asked for, has the cgroups made,
-//! joins them and executes itself anew, so that no page of memory stays with the caller; [`machine`] then opens
-//! KVM, builds the guest's platform, starts the vCPU threads and runs the event loop until the guest or a
-//! signal ends it.
+//! The life of a launch: [`launch`] reads what was asked for, has the cgroups made, joins them and executes itself
+//! anew, so that no page of memory stays with the caller. `session` then serves the API and runs the event loop
+//! until the guest or a signal ends it; `controller` does what is asked of the microVM; [`machine`] opens KVM, builds
+//! the guest's platform and starts the vCPU threads.
 
+mod api;
 mod args;
 mod console;
+mod controller;
+mod cpu_template;
 mod descriptors;
 mod devices;
 mod event_loop;
 mod exit;
+mod files;
 mod irq;
 pub mod launch;
 mod logger;
 pub mod machine;
 mod memory;
+mod metrics;
+mod observability;
 mod placement;
 mod reaper;
+mod session;
 mod signals;
+mod sink;
+mod threads;
 mod vcpu;
+mod version;
 mod vm;

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use ::devices::legacy::{ExitKind, ExitSignal};
+use ::devices::legacy::{ExitSignal, Timestamp};
+use ::devices::mmds::Mmds;
 use arch::acpi::{AcpiError, Platform};
 use arch::boot_params::{BootInfo, BootParamsError};
 use arch::cmdline::{CmdlineError, RootDrive};
@@ -18,16 +19,16 @@ use arch::msr::MsrError;
 use arch::regs::RegsError;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
-use resources::{ConfigError, MachineConfig, MicrovmConfig};
+use resources::{ConfigError, InstanceId, MachineConfig, MicrovmConfig};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use crate::console::{Input, Output, RawTerminal};
+use crate::console::{self, Input, Output, RawTerminal};
+use crate::cpu_template::{self, TemplateError};
 use crate::devices::{DeviceError, Devices};
-use crate::event_loop::{ConsoleInput, End, EventLoop, LoopError};
-use crate::exit::{Code, Failure};
+use crate::event_loop::{ConsoleInput, EventLoop};
+use crate::files::{self, Kind};
 use crate::memory::{self, MemoryError};
 use crate::placement::Placement;
-use crate::signals::StopSignals;
 use crate::vcpu::{Outside, VcpuError, Vcpus};
 use crate::vm::{Vm, VmError};
 
@@ -104,13 +105,13 @@ pub enum MachineError {
         /// What the host said.
         source: kvm_ioctls::Error,
     },
+    /// The CPU template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// The vCPU threads.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
-    /// The event loop.
-    #[error(transparent)]
-    Loop(#[from] LoopError),
-    /// Standard input or output, or signals.
+    /// Standard input or output.
     #[error("cannot set up {what}")]
     Io {
         /// What.
@@ -124,48 +125,39 @@ fn io(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
     move |source| MachineError::Io { what, source }
 }
 
-/// Builds the microVM, runs it to its end and takes it apart. The calling thread is in its cgroup, and so will
-/// be every thread that is made here.
-pub fn run(config: &MicrovmConfig, placement: &Placement) -> Result<Code, Failure> {
-    // Before any thread is made, so that no thread takes these signals.
-    let signals = StopSignals::block().map_err(|error| Failure::configuration(&io("signals")(error)))?;
-    let exit = ExitSignal::new().map(Arc::new).map_err(|error| Failure::generic(&error))?;
-    let mut machine = Machine::build(config, placement, signals, Arc::clone(&exit))
-        .map_err(|error| Failure::configuration(&error))?;
-    let end = machine.run().map_err(|error| Failure::generic(&error))?;
-    drop(machine);
-    match end {
-        End::Guest(ExitKind::Error(message)) => Err(Failure { code: Code::Generic, message }),
-        End::Guest(kind) => {
-            log::info!("the guest ended: {kind:?}");
-            Ok(Code::Ok)
-        }
-        End::Signal(libc::SIGHUP) => Ok(Code::Hangup),
-        End::Signal(signal) => {
-            log::info!("stopped by signal {signal}");
-            Ok(Code::Ok)
-        }
-    }
+/// What beside the declared microVM decides how it is built.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Its name.
+    pub id: InstanceId,
+    /// Whether the guest can say that it has booted.
+    pub boot_timer: bool,
 }
 
-/// A built microVM. The fields are dropped in this order: first nobody runs the guest, then nobody serves it,
-/// then its memory goes.
-struct Machine {
+/// A built microVM. The fields are dropped in this order: first nobody runs the guest, then no device touches its
+/// memory, then the memory goes.
+pub struct Machine {
     vcpus: Vcpus,
+    paused: bool,
     _terminal: RawTerminal,
-    event_loop: EventLoop,
-    _devices: Devices,
+    devices: Devices,
     _vm: Arc<Vm>,
     _memory: GuestMemoryAtomic<GuestMemoryMmap>,
 }
 
 impl Machine {
-    fn build(
+    /// Builds the microVM and runs it. The calling thread is in its cgroup, and so will be every thread that is
+    /// made here. `event_loop` serves its devices, also after the machine was dropped: they are at rest then.
+    pub fn build(
+        options: &Options,
         config: &MicrovmConfig,
+        mmds: &Arc<Mutex<Mmds>>,
         placement: &Placement,
-        signals: StopSignals,
-        exit: Arc<ExitSignal>,
+        event_loop: &mut EventLoop,
+        exit: &Arc<ExitSignal>,
     ) -> Result<Self, MachineError> {
+        let boot_timer = options.boot_timer.then(Timestamp::now);
+        config.check_bootable()?;
         let vcpu_count = config.machine_config.vcpu_count;
         let vm = Arc::new(Vm::new(vcpu_count)?);
         let cpuid = vm.supported_cpuid()?;
@@ -176,33 +168,57 @@ impl Machine {
         vm.set_memory(&memory)?;
         let guest_memory = GuestMemoryAtomic::new(memory.clone());
 
-        let mut event_loop = EventLoop::new(signals, Arc::clone(&exit))?;
         let output = Output::open().map_err(io("standard output"))?;
-        let devices = Devices::attach(config, &vm, &guest_memory, &mut event_loop, output, &exit)?;
+        let (devices, workers) = Devices::attach(config, &vm, &guest_memory, output, mmds, boot_timer, exit)?;
         let kernel = load_guest(config, &map, &memory, devices.virtio_mmio())?;
 
-        let vcpus = create_vcpus(&vm, &cpuid, &config.machine_config, &kernel)?;
-        let outside = Outside { pio: devices.pio(), mmio: devices.mmio(), exit };
+        let vcpus = create_vcpus(&vm, &cpuid, config, &kernel)?;
+        let outside = Outside { pio: devices.pio(), mmio: devices.mmio(), exit: Arc::clone(exit) };
         let vcpus = Vcpus::spawn(vcpus, &outside, &placement.vcpu_join())?;
 
         let input = Input::open().map_err(io("standard input"))?;
         let terminal = RawTerminal::enter().map_err(io("the terminal"))?;
-        event_loop.add(ConsoleInput::new(input, devices.serial()));
-        Ok(Self { vcpus, _terminal: terminal, event_loop, _devices: devices, _vm: vm, _memory: guest_memory })
+        vcpus.run()?;
+        devices.settle();
+        workers.into_iter().for_each(|worker| event_loop.add(worker));
+        if console::in_foreground() {
+            event_loop.add(ConsoleInput::new(input, devices.serial()));
+        }
+        log::info!("microVM \"{}\" runs", options.id);
+        Ok(Self { vcpus, paused: false, _terminal: terminal, devices, _vm: vm, _memory: guest_memory })
     }
 
-    /// Runs the guest until it ends or we are told to end.
-    fn run(&mut self) -> Result<End, MachineError> {
-        self.vcpus.run()?;
-        let end = self.event_loop.run()?;
-        // A vCPU that ended the guest is paused already; the others may be in the guest.
+    /// Stops all vCPUs. On return none runs. Does nothing when they are stopped.
+    pub fn pause(&mut self) -> Result<(), MachineError> {
         self.vcpus.pause()?;
-        Ok(end)
+        self.paused = true;
+        Ok(())
+    }
+
+    /// Lets all vCPUs run. Does nothing when they do.
+    pub fn resume(&mut self) -> Result<(), MachineError> {
+        self.vcpus.run()?;
+        self.paused = false;
+        Ok(())
+    }
+
+    /// Whether the vCPUs are stopped.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
     }
 }
 
 fn open(field: &'static str, path: &Path) -> Result<File, MachineError> {
-    File::open(path).map_err(|source| MachineError::Open { field, path: path.to_owned(), source })
+    files::open(path, Kind::File).map_err(|source| MachineError::Open {
+        field,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Puts the kernel, the initrd and everything that describes the platform into guest memory.
@@ -213,8 +229,12 @@ fn load_guest(
     virtio_mmio: &[MmioDevice],
 ) -> Result<LoadedKernel, MachineError> {
     let source = config.check_bootable()?;
-    // Mapping is right here: guest RAM is private anonymous memory, and no device takes pages away from it.
-    let how = ImagePlacement::MapPrivate;
+    // Guest RAM is private anonymous memory, so mapping is right, unless a balloon takes pages away from it: those
+    // of a file would come back with the file's contents.
+    let how = match config.balloon {
+        None => ImagePlacement::MapPrivate,
+        Some(_) => ImagePlacement::Copy,
+    };
     let path = &source.kernel_image_path;
     let kernel = arch::kernel::load(memory, &open("kernel_image_path", path)?, how)
         .map_err(|source| MachineError::Kernel { path: path.clone(), source })?;
@@ -240,16 +260,21 @@ fn load_guest(
 fn create_vcpus(
     vm: &Vm,
     supported: &CpuId,
-    config: &MachineConfig,
+    config: &MicrovmConfig,
     kernel: &LoadedKernel,
 ) -> Result<Vec<VcpuFd>, MachineError> {
-    let topology = Topology::new(config.vcpu_count, config.smt)?;
-    let mut vcpus = Vec::with_capacity(usize::from(config.vcpu_count));
-    for index in 0..config.vcpu_count {
+    let MachineConfig { vcpu_count, smt, .. } = config.machine_config;
+    let template = config.cpu_config.clone().unwrap_or_default();
+    cpu_template::check_capabilities(&template, vm.kvm())?;
+    let topology = Topology::new(vcpu_count, smt)?;
+    let mut vcpus = Vec::with_capacity(usize::from(vcpu_count));
+    for index in 0..vcpu_count {
         let vcpu = vm.create_vcpu(index)?;
-        let cpuid = arch::cpuid::for_vcpu(supported, topology, index)?;
+        let mut cpuid = arch::cpuid::for_vcpu(supported, topology, index)?;
+        cpu_template::apply_cpuid(&template, &mut cpuid)?;
         vcpu.set_cpuid2(&cpuid).map_err(|source| MachineError::SetCpuid { index, source })?;
         arch::msr::set_boot_msrs(&vcpu)?;
+        cpu_template::apply_msrs(&template, &vcpu)?;
         vcpus.push(vcpu);
     }
     if let Some(boot) = vcpus.first_mut() {

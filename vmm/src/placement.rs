@@ -77,10 +77,21 @@ pub enum Placement {
     Unplaced,
 }
 
+/// What was asked for at the launch, all files read: some may be FIFOs, which can be read once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// The microVM as declared so far.
+    pub config: MicrovmConfig,
+    /// Whether to start it at once.
+    pub start: bool,
+    /// The metadata for the guest.
+    pub metadata: Option<serde_json::Value>,
+}
+
 /// What travels to the new image of ourselves.
 #[derive(Serialize, Deserialize)]
 struct State {
-    config: MicrovmConfig,
+    order: Order,
     tree: cgroup::TreeState,
     reaper: i32,
 }
@@ -113,27 +124,35 @@ impl Placement {
         Ok(Self::Placed { tree: Arc::new(tree), reaper })
     }
 
-    /// Executes this process anew with its arguments and `config`, unless its memory is charged to the right
+    /// Executes this process anew with its arguments and `order`, unless its memory is charged to the right
     /// group already.
-    pub fn exec(self, image: &Image, config: &MicrovmConfig) -> Result<Self, PlacementError> {
+    pub fn exec(self, image: &Image, order: &Order) -> Result<Self, PlacementError> {
         match self {
             Self::Placed { tree, reaper } if tree.needs_exec() => {
                 let Ok(tree) = Arc::try_unwrap(tree) else { unreachable!("no thread shares it yet") };
-                match exec(image, config, tree, reaper)? {}
+                match exec(image, order, tree, reaper)? {}
             }
             other => Ok(other),
         }
     }
 
     /// In the new image: takes over what [`Placement::exec`] handed on.
-    pub fn resume(fd: RawFd) -> Result<(Self, MicrovmConfig), PlacementError> {
+    pub fn resume(fd: RawFd) -> Result<(Self, Order), PlacementError> {
         // SAFETY: the name is a NUL-terminated string. An execveat names the thread after the descriptor.
         unsafe { libc::prctl(libc::PR_SET_NAME, c"pinfold".as_ptr()) };
         let (state, mut descriptors) = descriptors::unpack::<State>(fd)?;
         let link = descriptors.remove(LINK).ok_or(HandoverError::Foreign(fd))?;
         let tree = cgroup::Tree::from_parts(state.tree, descriptors.into_iter().collect())?;
         let placed = Self::Placed { tree: Arc::new(tree), reaper: Link::from_parts(link, state.reaper) };
-        Ok((placed, state.config))
+        Ok((placed, state.order))
+    }
+
+    /// The groups, where there are any.
+    pub fn groups(&self) -> Option<&cgroup::Groups> {
+        match self {
+            Self::Placed { tree, .. } => Some(tree.groups()),
+            Self::Unplaced => None,
+        }
     }
 
     /// What a vCPU thread does first of all.
@@ -182,7 +201,7 @@ fn request(id: &InstanceId, section: &CgroupSection) -> Result<cgroup::Request, 
 /// Replaces this process by a new image of itself.
 fn exec(
     image: &Image,
-    config: &MicrovmConfig,
+    order: &Order,
     tree: cgroup::Tree,
     reaper: Link,
 ) -> Result<Infallible, PlacementError> {
@@ -191,7 +210,7 @@ fn exec(
     let mut handed = Descriptors::from_iter(fds);
     let (link, reaper) = reaper.into_parts();
     handed.insert(LINK.to_owned(), link);
-    let memfd = descriptors::pack(&State { config: config.clone(), tree, reaper }, &handed)?;
+    let memfd = descriptors::pack(&State { order: order.clone(), tree, reaper }, &handed)?;
     let flag = OsString::from(format!("--handover={}", memfd.as_raw_fd()));
     let to_c = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
     let arguments: Vec<CString> = std::env::args_os()

@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
+use crate::metrics::METRICS;
+
 /// The signals that end the microVM in good order.
 const STOPPING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
@@ -40,11 +42,15 @@ impl StopSignals {
     /// The signal that arrived, if one did.
     pub fn take(&mut self) -> Option<i32> {
         let mut info = [0; mem::size_of::<libc::signalfd_siginfo>()];
-        match self.0.read(&mut info) {
+        let signal = match self.0.read(&mut info) {
             // `ssi_signo` is the first field, 32 bits wide.
-            Ok(size) if size == info.len() => i32::from_ne_bytes([info[0], info[1], info[2], info[3]]).into(),
-            _ => None,
+            Ok(size) if size == info.len() => i32::from_ne_bytes([info[0], info[1], info[2], info[3]]),
+            _ => return None,
+        };
+        if signal == libc::SIGHUP {
+            METRICS.signals.sighup.store(1);
         }
+        Some(signal)
     }
 }
 

@@ -104,6 +104,11 @@ impl Vm {
         &self.fd
     }
 
+    /// The host's KVM.
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
     /// Every CPUID leaf that KVM can offer on this host.
     pub fn supported_cpuid(&self) -> Result<CpuId, VmError> {
         self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))

@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 
 use super::{AcpiError, MmioDevice, OEM_ID, OEM_REVISION, OEM_TABLE_ID, SDT_HEADER, SLEEP_TYPE_S5};
-use crate::layout::{COM1_GSI, COM1_PORT};
+use crate::layout::{COM1_GSI, COM1_PORT, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_GSI};
 
 /// From this revision on integers have 64 bits.
 const REVISION: u8 = 2;
@@ -20,6 +20,7 @@ pub(super) fn build(devices: &[MmioDevice]) -> Result<Sdt, AcpiError> {
         virtio_mmio(index, device, &mut aml)?;
     }
     com1(&mut aml);
+    keyboard(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", SDT_HEADER, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&Scope::raw(Path::new("_SB_"), aml));
 
@@ -74,6 +75,27 @@ fn com1(aml: &mut Vec<u8>) {
                 &ResourceTemplate::new(vec![
                     &IO::new(COM1_PORT, COM1_PORT, 1, UART_PORTS),
                     &Interrupt::new(true, true, false, false, COM1_GSI),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The keyboard behind the i8042. Linux' driver takes the first two ports and the first interrupt; that there is
+/// no node of a mouse (PNP0F13) keeps it from looking for one.
+fn keyboard(aml: &mut Vec<u8>) {
+    Device::new(
+        "KBD_".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0303")),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &IO::new(I8042_DATA_PORT, I8042_DATA_PORT, 1, 1),
+                    &IO::new(I8042_COMMAND_PORT, I8042_COMMAND_PORT, 1, 1),
+                    &Interrupt::new(true, true, false, false, I8042_GSI),
                 ]),
             ),
         ],

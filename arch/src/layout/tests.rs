@@ -12,6 +12,7 @@ fn fixed_windows_do_not_overlap() {
         CMDLINE,
         EBDA,
         ACPI,
+        BOOT_TIMER,
         VIRTIO_MMIO,
         PCI_MMIO32,
         PCI_ECAM,
@@ -28,6 +29,7 @@ fn fixed_windows_do_not_overlap() {
     assert!(KVM_TSS.end() <= HIGH_RAM);
     assert!(BOOT_STACK_TOP < PML4);
     assert_eq!(PCI_MMIO32.end(), PCI_ECAM.start);
+    assert_eq!(BOOT_TIMER.start, GuestAddress(0xC000_0000), "what Firecracker's guests write to");
 }
 
 #[test]
@@ -87,8 +89,9 @@ fn impossible_sizes() {
 fn device_lines_and_windows() {
     let lines: Vec<u32> = device_gsis().collect();
     assert_eq!(lines, [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]);
+    assert!([I8042_GSI, COM1_GSI, RTC_GSI, GED_GSI].iter().all(|gsi| !lines.contains(gsi)));
     assert_eq!(virtio_mmio_window(0).unwrap().start, VIRTIO_MMIO.start);
-    assert_eq!(virtio_mmio_window(255).unwrap().end(), VIRTIO_MMIO.end());
-    assert_eq!(virtio_mmio_window(256), None);
+    assert_eq!(virtio_mmio_window(254).unwrap().end(), VIRTIO_MMIO.end());
+    assert_eq!(virtio_mmio_window(255), None);
     assert_eq!(virtio_mmio_window(u64::MAX), None);
 }

@@ -4,19 +4,25 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
+use resources::TokenBucket;
 use vm_superio::Trigger;
 use vm_superio::serial::{Error, SerialEvents};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use self::limit::{Clock, Limited};
 use crate::bus::BusDevice;
+
+mod limit;
 
 /// A 16550A with its eight byte-wide ports (COM1: 0x3f8, IRQ 4).
 ///
 /// What the guest sends is written to the output byte by byte, on the vCPU thread. Bytes that the output does
-/// not take are counted and lost: the guest goes on. An output that may block is the caller's to avoid.
+/// not take are counted and lost: the guest goes on. So are those beyond the limit, if there is one. An output
+/// that may block is the caller's to avoid.
 pub struct Serial {
-    uart: vm_superio::Serial<Irq, Arc<Observer>, Box<dyn Write + Send>>,
+    uart: vm_superio::Serial<Irq, Arc<Observer>, Limited>,
     observer: Arc<Observer>,
 }
 
@@ -24,10 +30,21 @@ impl Serial {
     /// Number of ports.
     pub const LEN: u64 = 8;
 
-    /// A port that writes to `irq` for each interrupt and to `output` what the guest sends.
-    pub fn new(irq: EventFd, output: Box<dyn Write + Send>) -> io::Result<Self> {
+    /// A port that writes to `irq` for each interrupt and to `output` what the guest sends, of that only as many
+    /// bytes as `limit` has tokens.
+    pub fn new(irq: EventFd, output: Box<dyn Write + Send>, limit: Option<TokenBucket>) -> io::Result<Self> {
+        Self::with_clock(irq, output, limit, Box::new(Instant::now))
+    }
+
+    fn with_clock(
+        irq: EventFd,
+        output: Box<dyn Write + Send>,
+        limit: Option<TokenBucket>,
+        clock: Clock,
+    ) -> io::Result<Self> {
         let room = EventFd::new(EFD_NONBLOCK)?;
         let observer = Arc::new(Observer { room, lost: AtomicU64::new(0) });
+        let output = Limited::new(output, limit, clock);
         Ok(Self { uart: vm_superio::Serial::with_events(Irq(irq), Arc::clone(&observer), output), observer })
     }
 
@@ -65,6 +82,11 @@ impl Serial {
     /// How many bytes the output did not take.
     pub fn lost_bytes(&self) -> u64 {
         self.observer.lost.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes were beyond the limit.
+    pub fn dropped_bytes(&self) -> u64 {
+        self.uart.writer().dropped()
     }
 }
 

@@ -9,10 +9,15 @@
 //! | [`worker`] | the device on an event loop |
 //! | [`mmio`] | the transport: registers, and the [`interrupt`] |
 //! | [`virtqueue`], [`iovec`] | a running ring, and a chain of it as host memory |
+//! | [`block`], [`net`] | drives, and network interfaces |
+//! | [`rng`] | an entropy source |
+//! | [`balloon`] | memory that the host takes back from the guest |
+//! | [`vsock`] | a device: streams between the guest and unix sockets of the host |
 //!
 //! A new device implements [`device::VirtioDevice`]; `vmm` puts it into an [`mmio::MmioTransport`], that on
 //! the bus, its kicks into KVM, and its worker on an event loop.
 
+pub mod balloon;
 pub mod block;
 pub mod device;
 pub mod driver;
@@ -20,8 +25,10 @@ pub mod interrupt;
 pub mod iovec;
 pub mod mmio;
 pub mod net;
+pub mod rng;
 pub mod slot;
 pub mod virtqueue;
+pub mod vsock;
 pub mod worker;
 
 #[cfg(test)]

@@ -65,6 +65,22 @@ pub enum QueueError {
     },
 }
 
+/// How many bytes a device moves for one event before it leaves the rest to a kick of its own: enough for the cost
+/// of another event not to matter, and little enough for other devices not to wait long, however large the
+/// requests.
+pub const BYTES_PER_EVENT: u64 = 4 << 20;
+
+/// What became of a chain, for [`Virtqueue::serve_while`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It was used, with this many bytes written into it.
+    Used(u32),
+    /// Likewise, and that is enough for one event.
+    Last(u32),
+    /// It stays in the ring. Whoever says so comes back without a kick.
+    Held,
+}
+
 /// Checks that all three parts of queue `index` lie in guest memory, each in one region of it: then a part is
 /// in one piece in our address space too, as vhost needs it. Sizes are those of virtio 1.2, section 2.7, with
 /// the fields of VIRTIO_F_EVENT_IDX.
@@ -188,21 +204,45 @@ impl Virtqueue {
         memory: &GuestMemoryMmap,
         mut each: impl FnMut(Chain<'_>) -> u32,
     ) -> Result<(), QueueError> {
+        self.serve_while(memory, |chain| Turn::Used(each(chain)))
+    }
+
+    /// As [`Self::serve`], for as long as `each` wants. After [`Turn::Last`] the rest waits for a kick that is sent
+    /// to ourselves; after [`Turn::Held`] the driver is asked for none, and none is sent.
+    pub fn serve_while(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        mut each: impl FnMut(Chain<'_>) -> Turn,
+    ) -> Result<(), QueueError> {
         self.disable_kicks(memory)?;
         // Every turn counts, also one that finds nothing though the index says that there is something.
         for _ in 0..self.queue.size() {
             if let Some(chain) = self.pop(memory)? {
                 let head = chain.head_index();
-                let written = each(chain);
-                self.push_used(memory, head, written)?;
+                match each(chain) {
+                    Turn::Used(written) => self.push_used(memory, head, written)?,
+                    Turn::Last(written) => {
+                        self.push_used(memory, head, written)?;
+                        break;
+                    }
+                    Turn::Held => {
+                        self.undo_pop();
+                        return self.notify(memory);
+                    }
+                }
             } else if self.enable_kicks(memory)? {
                 self.disable_kicks(memory)?;
             } else {
                 return self.notify(memory);
             }
         }
-        // Kicks may be disabled. They need not be enabled: our own is certain to bring us back here.
         self.notify(memory)?;
+        self.kick_again()
+    }
+
+    /// Sends ourselves a kick, so that other devices have their turn before this queue goes on. The driver's kicks
+    /// may be disabled meanwhile: this one is certain to come.
+    pub fn kick_again(&self) -> Result<(), QueueError> {
         signal(&self.kick).map_err(|source| QueueError::Signal { queue: self.index, source })
     }
 

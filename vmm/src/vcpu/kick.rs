@@ -33,22 +33,26 @@ extern "C" fn on_signal(_: i32) {
     }
 }
 
+/// Makes the signal harmless to a thread that does not run a vCPU. To be called before any thread is kicked.
+pub fn install() {
+    static HANDLER: Once = Once::new();
+    HANDLER.call_once(|| {
+        // SAFETY: an all-zero sigaction is valid (no flags: KVM_RUN must not be restarted); the handler is
+        // async-signal-safe, and the signal number is a real-time signal's. It cannot fail.
+        unsafe {
+            let mut action: libc::sigaction = mem::zeroed();
+            action.sa_sigaction = on_signal as *const () as usize;
+            libc::sigaction(signal(), &raw const action, ptr::null_mut());
+        }
+    });
+}
+
 /// While it lives, the calling thread can be kicked out of KVM_RUN of the vCPU.
 pub struct Kickable(());
 
 impl Kickable {
     /// Makes the calling thread the one that runs `vcpu`. The caller drops the result before `vcpu`.
     pub fn new(vcpu: &mut VcpuFd) -> io::Result<Self> {
-        static HANDLER: Once = Once::new();
-        HANDLER.call_once(|| {
-            // SAFETY: an all-zero sigaction is valid (no flags: KVM_RUN must not be restarted); the handler is
-            // async-signal-safe, and the signal number is a real-time signal's. It cannot fail.
-            unsafe {
-                let mut action: libc::sigaction = mem::zeroed();
-                action.sa_sigaction = on_signal as *const () as usize;
-                libc::sigaction(signal(), &raw const action, ptr::null_mut());
-            }
-        });
         IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
         Ok(Self(()))
     }
@@ -62,7 +66,7 @@ impl Drop for Kickable {
 
 /// Makes `thread` return from KVM_RUN, or from a write that waits, and look at its commands.
 pub fn kick<T>(thread: &JoinHandle<T>) {
-    // SAFETY: the handle has not been joined, so the thread id is valid; the handler is in place before the
-    // thread reports that it is there, and nobody is handed the join handle earlier.
+    // SAFETY: the handle has not been joined, so the thread id is valid; the handler is in
+    // place since before there was any thread.
     unsafe { libc::pthread_kill(thread.as_pthread_t(), signal()) };
 }

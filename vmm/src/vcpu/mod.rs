@@ -120,6 +120,7 @@ impl Vcpus {
     /// Starts a thread for each vCPU. On return each is in its cgroup and none has run the guest. If one cannot
     /// be placed none goes on.
     pub fn spawn(vcpus: Vec<VcpuFd>, outside: &Outside, join: &Join) -> Result<Self, VcpuError> {
+        kick::install();
         let mut threads = Self(Vec::with_capacity(vcpus.len()));
         for (index, fd) in (0..).zip(vcpus) {
             let (commands, inbox) = mpsc::channel();

@@ -8,6 +8,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::Kickable;
 use super::{Command, Event, Outside};
+use crate::metrics::{METRICS, VcpuExits};
 
 /// Where a vCPU is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,7 @@ pub struct Vcpu {
     outside: Outside,
     commands: Receiver<Command>,
     events: Sender<Event>,
+    exits: &'static VcpuExits,
 }
 
 impl Vcpu {
@@ -62,7 +64,7 @@ impl Vcpu {
         commands: Receiver<Command>,
         events: Sender<Event>,
     ) -> Self {
-        Self { index, fd, outside, commands, events }
+        Self { index, fd, outside, commands, events, exits: METRICS.vcpu.exits(index) }
     }
 
     /// Lives until told to finish. The thread does not end with the guest but waits for [`Command::Finish`]:
@@ -127,23 +129,29 @@ impl Vcpu {
 
     /// One KVM_RUN.
     fn enter(&mut self) -> Outcome {
-        let error =
-            |reason: String| Outcome::Ended(ExitKind::Error(format!("vCPU {}: {reason}", self.index)));
+        let error = |reason: String| {
+            METRICS.vcpu.failures.inc();
+            Outcome::Ended(ExitKind::Error(format!("vCPU {}: {reason}", self.index)))
+        };
         match self.fd.run() {
             Ok(exit) => match exit {
                 VcpuExit::IoIn(port, data) => {
+                    self.exits.io_in();
                     self.outside.pio.read(u64::from(port), data);
                     Outcome::Continue
                 }
                 VcpuExit::IoOut(port, data) => {
+                    self.exits.io_out();
                     self.outside.pio.write(u64::from(port), data);
                     Outcome::Continue
                 }
                 VcpuExit::MmioRead(address, data) => {
+                    self.exits.mmio_read();
                     self.outside.mmio.read(address, data);
                     Outcome::Continue
                 }
                 VcpuExit::MmioWrite(address, data) => {
+                    self.exits.mmio_write();
                     self.outside.mmio.write(address, data);
                     Outcome::Continue
                 }

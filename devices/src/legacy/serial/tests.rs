@@ -1,4 +1,5 @@
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::*;
 
@@ -35,7 +36,7 @@ impl Write for Full {
 
 fn serial(output: impl Write + Send + 'static) -> (Serial, EventFd) {
     let irq = EventFd::new(EFD_NONBLOCK).unwrap();
-    (Serial::new(irq.try_clone().unwrap(), Box::new(output)).unwrap(), irq)
+    (Serial::new(irq.try_clone().unwrap(), Box::new(output), None).unwrap(), irq)
 }
 
 fn read(serial: &mut Serial, offset: u64) -> u8 {
@@ -116,4 +117,83 @@ fn ports_are_a_byte_wide() {
     serial.read(DATA, &mut data);
     assert_eq!(data, [0xff; 2]);
     serial.read(0x100, &mut data[..1]);
+}
+
+/// A port with a limit and a clock that stands still, and that clock.
+fn limited(output: Output, limit: TokenBucket) -> (Serial, Arc<Mutex<Instant>>) {
+    let now = Arc::new(Mutex::new(Instant::now()));
+    let clock = Arc::clone(&now);
+    let irq = EventFd::new(EFD_NONBLOCK).unwrap();
+    let clock = Box::new(move || *clock.lock().unwrap());
+    (Serial::with_clock(irq, Box::new(output), Some(limit), clock).unwrap(), now)
+}
+
+fn send(serial: &mut Serial, bytes: &[u8]) {
+    bytes.iter().for_each(|byte| serial.write(DATA, &[*byte]));
+}
+
+#[test]
+fn what_is_beyond_the_limit_is_dropped_and_counted() {
+    let output = Output::default();
+    let limit = TokenBucket { size: 4, refill_time: 1000, one_time_burst: Some(2) };
+    let (mut serial, now) = limited(output.clone(), limit);
+    send(&mut serial, b"0123456789");
+    assert_eq!(*output.0.lock().unwrap(), b"012345", "the burst and the bucket");
+    assert_eq!((serial.dropped_bytes(), serial.lost_bytes()), (4, 0));
+
+    *now.lock().unwrap() += Duration::from_millis(500);
+    send(&mut serial, b"abcd");
+    assert_eq!(*output.0.lock().unwrap(), b"012345ab");
+    // However long it is idle, the bucket holds no more, and the burst does not come back.
+    *now.lock().unwrap() += Duration::from_hours(1_000_000);
+    send(&mut serial, b"ABCDEFG");
+    assert_eq!(*output.0.lock().unwrap(), b"012345abABCD");
+    assert_eq!(serial.dropped_bytes(), 4 + 2 + 3);
+}
+
+#[test]
+fn tokens_come_back_however_often_bytes_come() {
+    let output = Output::default();
+    let limit = TokenBucket { size: 3, refill_time: 1, one_time_burst: None };
+    let (mut serial, now) = limited(output.clone(), limit);
+    send(&mut serial, b"xxxx");
+    assert_eq!(output.0.lock().unwrap().len(), 3);
+    // A byte a microsecond, at three tokens a millisecond, which is none in any of these steps alone.
+    for _ in 0..10_000 {
+        *now.lock().unwrap() += Duration::from_micros(1);
+        send(&mut serial, b"x");
+    }
+    assert_eq!(output.0.lock().unwrap().len(), 3 + 30);
+    assert_eq!(serial.dropped_bytes(), 1 + 10_000 - 30);
+    // A clock that goes back gives nothing.
+    *now.lock().unwrap() -= Duration::from_micros(500);
+    send(&mut serial, b"x");
+    assert_eq!(output.0.lock().unwrap().len(), 33);
+}
+
+#[test]
+fn limits_of_any_size() {
+    for (size, refill_time) in [(u64::MAX, u64::MAX), (u64::MAX, 1), (0, 0), (0, 5), (5, 0)] {
+        let output = Output::default();
+        let limit = TokenBucket { size, refill_time, one_time_burst: Some(u64::MAX) };
+        let (mut serial, now) = limited(output.clone(), limit);
+        send(&mut serial, b"ab");
+        *now.lock().unwrap() += Duration::from_hours(1_000_000);
+        send(&mut serial, b"cd");
+        assert_eq!(*output.0.lock().unwrap(), b"abcd");
+        assert_eq!(serial.dropped_bytes(), 0);
+    }
+    // The same without the burst, which comes first.
+    let limit = TokenBucket { size: u64::MAX, refill_time: u64::MAX, one_time_burst: None };
+    let output = Output::default();
+    let (mut serial, now) = limited(output.clone(), limit);
+    send(&mut serial, b"ab");
+    *now.lock().unwrap() += Duration::from_hours(1_000_000);
+    send(&mut serial, b"cd");
+    assert_eq!(*output.0.lock().unwrap(), b"abcd");
+    let limit = TokenBucket { size: 1, refill_time: u64::MAX, one_time_burst: None };
+    let output = Output::default();
+    let (mut serial, _now) = limited(output.clone(), limit);
+    send(&mut serial, b"ab");
+    assert_eq!(*output.0.lock().unwrap(), b"a");
 }

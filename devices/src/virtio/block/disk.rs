@@ -52,6 +52,14 @@ pub enum BlockError {
         /// What the path names, with its article.
         what: &'static str,
     },
+    /// No timer for its rate limiter.
+    #[error("drive {id}: could not make a timer for its rate_limiter")]
+    Limiter {
+        /// The drive's name.
+        id: String,
+        /// What the host said.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("drive {id}: could not {doing} {}", path.display())]
     Host {

@@ -1,11 +1,12 @@
 //! virtio-blk (virtio 1.2, section 5.2): one request queue, served by blocking calls on the thread that the
-//! queue's events arrive on.
+//! queue's events arrive on. A request that the rate limiter holds back stays in the ring.
 
 mod disk;
 mod request;
 
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
@@ -14,14 +15,16 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::EventSet;
 
 pub use disk::BlockError;
 use disk::{Disk, DiskFile};
 use request::{HEADER_LEN, Request, Status};
 
-use super::device::{Activation, DeviceError, Memory, VirtioDevice};
-use super::iovec::{ChainBuffers, ChainIovecs};
-use super::virtqueue::Virtqueue;
+use super::device::{Activation, DeviceError, EventSource, Memory, VirtioDevice};
+use super::iovec::{ChainBuffers, ChainError, ChainIovecs};
+use super::virtqueue::{BYTES_PER_EVENT, Turn, Virtqueue};
+use crate::rate_limiter::{LimiterConfig, LimiterUpdate, RateLimiter};
 
 /// Descriptors in the request queue.
 const QUEUE_SIZE: u16 = 256;
@@ -55,11 +58,14 @@ pub struct BlockConfig {
     pub read_only: bool,
     /// How durable writes are.
     pub cache: CacheType,
+    /// Limits of its requests, and of the bytes that they read and write.
+    pub limiter: LimiterConfig,
 }
 
 /// A virtio block device.
 pub struct Block {
     drive: Drive,
+    limiter: RateLimiter,
     features: u64,
     config: [u8; CONFIG_LEN],
     iovecs: ChainIovecs,
@@ -75,11 +81,13 @@ impl Block {
     /// Opens the drive's file. Its capacity is the file's size now, in whole sectors of 512 bytes.
     pub fn new(config: BlockConfig) -> Result<Self, BlockError> {
         let disk = DiskFile::open(&config.id, &config.path, config.read_only)?;
+        let limiter = RateLimiter::new(config.limiter)
+            .map_err(|source| BlockError::Limiter { id: config.id.clone(), source })?;
         let sectors = disk.sectors();
-        Ok(Self::with_disk(config, Box::new(disk), sectors))
+        Ok(Self::with_disk(config, Box::new(disk), sectors, limiter))
     }
 
-    fn with_disk(config: BlockConfig, disk: Box<dyn Disk>, sectors: u64) -> Self {
+    fn with_disk(config: BlockConfig, disk: Box<dyn Disk>, sectors: u64, limiter: RateLimiter) -> Self {
         let mut features = 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
@@ -91,12 +99,11 @@ impl Block {
             features |= 1 << VIRTIO_BLK_F_FLUSH;
         }
         let mut space = [0; CONFIG_LEN];
-        space[..8].copy_from_slice(&sectors.to_le_bytes());
         space[12..].copy_from_slice(&SEG_MAX.to_le_bytes());
-        Self {
+        let mut block = Self {
             drive: Drive {
                 disk,
-                sectors,
+                sectors: 0,
                 id: config.id,
                 read_only: config.read_only,
                 cache: config.cache,
@@ -104,11 +111,70 @@ impl Block {
                 flush_failed: false,
                 failed_before: false,
             },
+            limiter,
             features,
             config: space,
             iovecs: ChainIovecs::new(),
             running: None,
+        };
+        block.set_sectors(sectors);
+        block
+    }
+
+    /// Sets the capacity, also where the driver reads it.
+    fn set_sectors(&mut self, sectors: u64) {
+        self.drive.sectors = sectors;
+        self.config[..8].copy_from_slice(&sectors.to_le_bytes());
+    }
+
+    /// Puts the file that is now at `path` in the place of the drive's file, also when the path is the same: another
+    /// file may be there by now. The capacity becomes that of the new file; what may be done with the drive stays
+    /// as it was. On an error nothing changes.
+    ///
+    /// To be called through [`Slot::update`](super::slot::Slot::update), which tells the driver.
+    pub fn reopen(&mut self, path: &Path) -> Result<(), BlockError> {
+        let disk = DiskFile::open(&self.drive.id, path, self.drive.read_only)?;
+        self.set_sectors(disk.sectors());
+        self.drive.replace_disk(Box::new(disk));
+        Ok(())
+    }
+
+    /// Changes the limits from the next request on, and of the one that waits.
+    pub fn set_limiter(&mut self, update: LimiterUpdate) {
+        self.limiter.update(update);
+    }
+
+    /// Carries out what is available, as far as the limiter and the share of one event go.
+    fn serve(&mut self) -> Result<(), DeviceError> {
+        let Some(Running { memory, queue }) = &mut self.running else {
+            return Ok(());
+        };
+        if self.limiter.is_blocked() {
+            return Ok(());
         }
+        let memory = memory.memory();
+        let mut moved = 0;
+        queue.serve_while(&memory, |chain| {
+            let parsed = self.iovecs.fill(chain, &memory).map(|buffers| (Request::parse(&buffers), buffers));
+            let len = match &parsed {
+                Ok((Ok(request), _)) => u64::from(request.data_len()),
+                _ => 0,
+            };
+            if !self.limiter.consume(1, len) {
+                return Turn::Held;
+            }
+            let written = match parsed {
+                Ok((request, buffers)) => self.drive.serve(request, &buffers),
+                Err(error) => {
+                    log::debug!("drive {}: {error}", self.drive.id);
+                    0
+                }
+            };
+            // Cannot overflow: it ends with the first request that goes beyond the limit.
+            moved += len;
+            if moved < BYTES_PER_EVENT { Turn::Used(written) } else { Turn::Last(written) }
+        })?;
+        Ok(())
     }
 }
 
@@ -143,23 +209,22 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
+    fn event_sources(&self) -> Vec<EventSource> {
+        vec![EventSource { fd: self.limiter.as_raw_fd(), events: EventSet::IN | EventSet::EDGE_TRIGGERED }]
+    }
+
     fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {
-        let Some(Running { memory, queue }) = &mut self.running else {
-            return Ok(());
-        };
-        let memory = memory.memory();
-        queue.serve(&memory, |chain| match self.iovecs.fill(chain, &memory) {
-            Ok(buffers) => self.drive.serve(&buffers),
-            Err(error) => {
-                log::debug!("drive {}: {error}", self.drive.id);
-                0
-            }
-        })?;
-        Ok(())
+        self.serve()
+    }
+
+    fn source_event(&mut self, _fd: RawFd) -> Result<(), DeviceError> {
+        self.limiter.event();
+        self.serve()
     }
 
     fn reset(&mut self) {
         self.running = None;
+        self.limiter.release();
     }
 }
 
@@ -178,13 +243,27 @@ struct Drive {
 }
 
 impl Drive {
-    /// Carries out the request in `buffers` and returns how many bytes were written into them.
-    fn serve(&mut self, buffers: &ChainBuffers<'_>) -> u32 {
+    /// Goes on with another disk.
+    fn replace_disk(&mut self, disk: Box<dyn Disk>) {
+        // No flush reaches the old file any more, and the driver may still ask for one of what it wrote.
+        if self.cache == CacheType::Writeback
+            && !self.read_only
+            && let Err(error) = self.disk.flush()
+        {
+            log::warn!("drive {}: writes to the file that was replaced may be lost: {error}", self.id);
+        }
+        self.disk = disk;
+        self.flush_failed = false;
+        self.failed_before = false;
+    }
+
+    /// Carries out `request`, parsed from `buffers`, and returns how many bytes were written into them.
+    fn serve(&mut self, request: Result<Request, ChainError>, buffers: &ChainBuffers<'_>) -> u32 {
         let Some(status_at) = buffers.writable_len().checked_sub(1) else {
             log::debug!("drive {}: a request has no room for its status", self.id);
             return 0;
         };
-        let (status, data) = match Request::parse(buffers) {
+        let (status, data) = match request {
             Ok(request) => self.execute(request, buffers),
             Err(error) => {
                 log::debug!("drive {}: {error}", self.id);

@@ -52,6 +52,14 @@ impl Request {
             other => Self::Unsupported(other),
         })
     }
+
+    /// How many bytes of data it moves.
+    pub(super) fn data_len(&self) -> u32 {
+        match *self {
+            Self::In { len, .. } | Self::Out { len, .. } => len,
+            Self::Flush | Self::GetId { .. } | Self::Unsupported(_) => 0,
+        }
+    }
 }
 
 /// The byte offset of a transfer of `len` bytes from `sector` on, if it consists of whole sectors and stays

@@ -1,12 +1,15 @@
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::rate_limiter::Bucket;
 use crate::virtio::driver_ring::{DriverRing, Lent::Read, Lent::Write};
 use crate::virtio::interrupt::Vector;
 use crate::virtio::testing::{INDIRECT, NEXT, RecordedInterrupt, Ring, WRITE};
@@ -23,6 +26,7 @@ const UNTOUCHED: u8 = 0xee;
 struct Bench {
     memory: GuestMemoryMmap,
     ring: DriverRing,
+    kick: Arc<EventFd>,
     interrupt: Arc<RecordedInterrupt>,
     block: Block,
 }
@@ -32,7 +36,7 @@ impl Bench {
     fn start(memory: GuestMemoryMmap, mut block: Block, without: u64) -> Self {
         let ring = DriverRing::new(&memory, PAGE);
         let interrupt = Arc::new(RecordedInterrupt::default());
-        let (queue, _kick) = ring.virtqueue(0, interrupt.clone());
+        let (queue, kick) = ring.virtqueue(0, interrupt.clone());
         let activation = Activation {
             memory: GuestMemoryAtomic::new(memory.clone()),
             queues: vec![Some(queue)],
@@ -40,7 +44,25 @@ impl Bench {
             interrupt: interrupt.clone(),
         };
         block.start(activation).unwrap();
-        Self { memory, ring, interrupt, block }
+        Self { memory, ring, kick, interrupt, block }
+    }
+
+    /// Limits the drive by a clock that stands where the test puts it, in nanoseconds.
+    fn limit(&mut self, config: LimiterConfig) -> Arc<AtomicU64> {
+        let clock = Arc::new(AtomicU64::new(0));
+        self.block.limiter = RateLimiter::manual(config, &clock);
+        clock
+    }
+
+    /// The limiter's timer fires at the time `now`.
+    fn timer(&mut self, clock: &AtomicU64, now: u64) {
+        clock.store(now, Ordering::Relaxed);
+        let fd = self.block.event_sources()[0].fd;
+        self.block.source_event(fd).unwrap();
+    }
+
+    fn used_index(&self) -> u16 {
+        self.ring.ring().used_index()
     }
 
     fn header(&self, kind: u32, sector: u64) {
@@ -84,7 +106,8 @@ fn memory() -> GuestMemoryMmap {
 }
 
 fn config(path: &std::path::Path, read_only: bool, cache: CacheType) -> BlockConfig {
-    BlockConfig { id: "rootfs".into(), path: path.into(), read_only, cache }
+    let limiter = LimiterConfig::default();
+    BlockConfig { id: "rootfs".into(), path: path.into(), read_only, cache, limiter }
 }
 
 /// A drive of four sectors, each filled with its number plus one.
@@ -320,7 +343,8 @@ fn faked(cache: CacheType, without: u64) -> (Arc<Mutex<Script>>, Bench) {
     let memory = memory();
     let script = Arc::new(Mutex::new(Script::default()));
     let disk = FakeDisk { memory: memory.clone(), script: Arc::clone(&script) };
-    let block = Block::with_disk(config("fake".as_ref(), false, cache), Box::new(disk), 4);
+    let limiter = RateLimiter::new(LimiterConfig::default()).unwrap();
+    let block = Block::with_disk(config("fake".as_ref(), false, cache), Box::new(disk), 4, limiter);
     (script, Bench::start(memory, block, without))
 }
 
@@ -364,4 +388,164 @@ fn unsafe_means_no_flush_ever() {
     assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 0, &[Read(DATA, 512)]), (0, 1));
     assert_eq!(bench.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (0, 1));
     assert_eq!(script.lock().unwrap().calls, [("write", 0)]);
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+fn bucket(size: u64) -> Option<Bucket> {
+    Some(Bucket { size, refill_time_ms: 1000, one_time_burst: 0 })
+}
+
+/// Makes a read of `len` bytes of sector 0 available.
+fn lend_read(bench: &mut Bench, len: u32) {
+    bench.header(VIRTIO_BLK_T_IN, 0);
+    bench.ring.lend(&[Read(HEADER, 16), Write(DATA, len), Write(STATUS, 1)]);
+}
+
+#[test]
+fn requests_wait_in_the_ring_for_the_limiter_and_go_on_by_themselves() {
+    let (_file, mut bench) = four_sectors(true, CacheType::Unsafe);
+    let clock = bench.limit(LimiterConfig { bandwidth: bucket(1024), ops: None });
+    for _ in 0..4 {
+        lend_read(&mut bench, 512);
+    }
+    bench.block.queue_event(0).unwrap();
+    assert_eq!(bench.used_index(), 2);
+    assert_eq!(bench.interrupt.take(), [Vector::Queue(0)], "what is done is told at once");
+    assert!(bench.kick.read().is_err(), "no kick of our own while we wait");
+    // Kicks, and a timer that is early, change nothing.
+    clock.store(SECOND, Ordering::Relaxed);
+    bench.block.queue_event(0).unwrap();
+    bench.timer(&clock, SECOND / 2 - 1);
+    assert_eq!(bench.used_index(), 2);
+    bench.timer(&clock, SECOND / 2);
+    assert_eq!(bench.used_index(), 3);
+    bench.timer(&clock, SECOND);
+    assert_eq!(bench.used_index(), 4);
+    assert_eq!((0..4).map(|_| bench.ring.used().unwrap().1).collect::<Vec<_>>(), [513; 4]);
+    // The driver is asked for kicks again.
+    assert_eq!(bench.ring.ring().used_flags(), 0);
+}
+
+#[test]
+fn every_chain_is_an_operation() {
+    let (_file, mut bench) = four_sectors(true, CacheType::Writeback);
+    let clock = bench.limit(LimiterConfig { bandwidth: bucket(1), ops: bucket(3) });
+    bench.header(VIRTIO_BLK_T_FLUSH, 0);
+    bench.ring.lend(&[Read(HEADER, 16), Write(STATUS, 1)]);
+    bench.ring.lend(&[Read(HEADER, 1), Write(STATUS, 1)]);
+    bench.ring.lend(&[Read(u64::MAX, 16), Write(STATUS, 1)]);
+    bench.ring.lend(&[Read(HEADER, 16), Write(STATUS, 1)]);
+    bench.block.queue_event(0).unwrap();
+    assert_eq!(bench.used_index(), 3);
+    bench.timer(&clock, SECOND / 3 + 1);
+    assert_eq!(bench.used_index(), 4);
+}
+
+#[test]
+fn a_limit_that_changes_concerns_what_waits() {
+    let (_file, mut bench) = four_sectors(true, CacheType::Unsafe);
+    let clock = bench.limit(LimiterConfig { bandwidth: None, ops: bucket(1) });
+    lend_read(&mut bench, 512);
+    lend_read(&mut bench, 512);
+    bench.block.queue_event(0).unwrap();
+    assert_eq!(bench.used_index(), 1);
+    bench.block.set_limiter(LimiterUpdate { bandwidth: None, ops: bucket(0) });
+    bench.timer(&clock, 0);
+    assert_eq!(bench.used_index(), 2);
+}
+
+#[test]
+fn a_request_that_waited_is_forgotten_with_its_driver() {
+    let (_file, mut bench) = four_sectors(true, CacheType::Unsafe);
+    let clock = bench.limit(LimiterConfig { bandwidth: None, ops: bucket(1) });
+    lend_read(&mut bench, 512);
+    lend_read(&mut bench, 512);
+    bench.block.queue_event(0).unwrap();
+    bench.block.reset();
+    let Bench { memory, block, .. } = bench;
+    let mut bench = Bench::start(memory, block, 0);
+    lend_read(&mut bench, 512);
+    clock.store(SECOND, Ordering::Relaxed);
+    bench.block.queue_event(0).unwrap();
+    assert_eq!(bench.used_index(), 1);
+}
+
+#[test]
+fn one_event_moves_a_bounded_number_of_bytes() {
+    let (script, mut bench) = faked(CacheType::Unsafe, 0);
+    bench.block.set_sectors(1 << 40);
+    // Half of an event's share each, from the same memory.
+    let pieces = vec![Write(DATA, 0x1_0000); usize::try_from(BYTES_PER_EVENT >> 17).unwrap()];
+    let table = END - 0x1000;
+    bench.header(VIRTIO_BLK_T_IN, 0);
+    let buffers = [&[Read(HEADER, 16)], &pieces[..], &[Write(STATUS, 1)]].concat();
+    for (index, buffer) in (0u16..).zip(&buffers) {
+        let (address, len, flags) = match *buffer {
+            Read(address, len) => (address, len, NEXT),
+            Write(address, len) => (address, len, WRITE | if address == STATUS { 0 } else { NEXT }),
+        };
+        let descriptor = virtio_queue::desc::split::Descriptor::new(address, len, flags, index + 1);
+        bench.memory.write_obj(descriptor, GuestAddress(table + 16 * u64::from(index))).unwrap();
+    }
+    let table_len = u32::try_from(16 * buffers.len()).unwrap();
+    for _ in 0..5 {
+        let head = bench.ring.lend(&[Read(table, table_len)]);
+        bench.memory.write_obj(INDIRECT, GuestAddress(PAGE + 16 * u64::from(head) + 12)).unwrap();
+    }
+    for used in [2, 4] {
+        bench.block.queue_event(0).unwrap();
+        assert_eq!(bench.used_index(), used);
+        assert_eq!(bench.kick.read().unwrap(), 1, "the rest is left to a kick of our own");
+        assert_eq!(bench.interrupt.take(), [Vector::Queue(0)]);
+    }
+    bench.block.queue_event(0).unwrap();
+    assert_eq!((bench.used_index(), bench.status()), (5, 0));
+    assert!(bench.kick.read().is_err());
+    assert_eq!(script.lock().unwrap().calls.len(), 5);
+}
+
+#[test]
+fn a_drive_is_opened_anew() {
+    let (file, mut bench) = four_sectors(true, CacheType::Unsafe);
+    let sectors = |block: &Block| u64::from_le_bytes(block.config()[..8].try_into().unwrap());
+    // Another file at the same path, as behind a new bind mount.
+    let other = tempfile::NamedTempFile::new_in(file.path().parent().unwrap()).unwrap();
+    other.as_file().write_all_at(&[9; 5 * 512 + 1], 0).unwrap();
+    std::fs::rename(other.path(), file.path()).unwrap();
+    bench.block.reopen(file.path()).unwrap();
+    assert_eq!(sectors(&bench.block), 5);
+    assert_eq!(bench.request(VIRTIO_BLK_T_IN, 4, &[Write(DATA, 512)]), (0, 513));
+    assert_eq!(bench.bytes(DATA, 512), [9; 512]);
+    assert_eq!(bench.request(VIRTIO_BLK_T_IN, 5, &[Write(DATA, 512)]), (1, 1));
+    assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 0, &[Read(DATA, 512)]), (1, 1), "still read-only");
+
+    // On an error all is as before.
+    let error = bench.block.reopen("/no/such/file".as_ref()).unwrap_err().to_string();
+    assert!(error.contains("drive rootfs: /no/such/file does not exist"), "{error}");
+    assert!(bench.block.reopen("/dev".as_ref()).is_err());
+    assert_eq!(sectors(&bench.block), 5);
+    assert_eq!(bench.request(VIRTIO_BLK_T_IN, 4, &[Write(DATA, 512)]), (0, 513));
+
+    // To nothing, and from nothing.
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    bench.block.reopen(empty.path()).unwrap();
+    assert_eq!(sectors(&bench.block), 0);
+    assert_eq!(bench.request(VIRTIO_BLK_T_IN, 0, &[Write(DATA, 512)]), (1, 1));
+    bench.block.reopen(file.path()).unwrap();
+    assert_eq!(bench.request(VIRTIO_BLK_T_IN, 0, &[Write(DATA, 512)]), (0, 513));
+}
+
+#[test]
+fn a_file_that_is_left_is_flushed_and_its_failures_with_it() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for (cache, calls) in [(CacheType::Writeback, &["flush", "flush"][..]), (CacheType::Unsafe, &[])] {
+        let (script, mut bench) = faked(cache, 0);
+        script.lock().unwrap().fail_flush = true;
+        bench.request(VIRTIO_BLK_T_FLUSH, 0, &[]);
+        bench.block.reopen(file.path()).unwrap();
+        let called: Vec<_> = script.lock().unwrap().calls.iter().map(|call| call.0).collect();
+        assert_eq!(called, calls);
+        assert_eq!(bench.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (0, 1));
+    }
 }

@@ -1,5 +1,5 @@
 //! virtio-net (virtio 1.2, section 5.1) on a TAP of the host: one queue in each direction, served by the kernel's
-//! vhost-net where it is to be had, else by us.
+//! vhost-net where it is to be had, else by us; and by us where somebody has to look at the packets.
 
 mod tap;
 mod userspace;
@@ -25,6 +25,8 @@ use vhost::Vhost;
 
 use super::device::{Activation, DeviceError, EventSource, Server, VirtioDevice};
 use super::virtqueue::Virtqueue;
+use crate::mmds::MmdsPort;
+use crate::rate_limiter::{LimiterConfig, LimiterUpdate};
 
 /// Index of the queue that packets to the guest travel on.
 const RX: usize = 0;
@@ -76,6 +78,34 @@ pub enum NetError {
         /// What the host said.
         source: io::Error,
     },
+    /// vhost-net was demanded, and something that needs to see the packets.
+    #[error(
+        "network interface {id}: vhost \"on\" and {field} exclude each other, because vhost-net moves the packets \
+         inside the kernel: set vhost to auto or off, or leave out {field}"
+    )]
+    Exclusive {
+        /// The interface's name.
+        id: String,
+        /// What needs to see the packets, as it is called in the configuration.
+        field: &'static str,
+    },
+    /// A limit for packets that we do not see.
+    #[error(
+        "network interface {id}: a rate limiter cannot be set now, because vhost-net moves the packets inside the \
+         kernel: give the interface a rate limiter, or set its vhost to off, before the microVM starts"
+    )]
+    Unlimitable {
+        /// The interface's name.
+        id: String,
+    },
+    /// No timers for its rate limiters or the metadata service.
+    #[error("network interface {id}: could not make its timers")]
+    Timer {
+        /// The interface's name.
+        id: String,
+        /// What the host said.
+        source: io::Error,
+    },
     /// The MTU is out of range.
     #[error("network interface {id}: an MTU of {mtu} is too small: use at least {MTU_MIN}, or leave it out")]
     Mtu {
@@ -89,7 +119,7 @@ pub enum NetError {
 /// Whether the kernel's vhost-net moves the packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum VhostMode {
-    /// If /dev/vhost-net can be used.
+    /// If /dev/vhost-net can be used, and nothing needs to see the packets.
     #[default]
     Auto,
     /// Or there is no device.
@@ -99,7 +129,6 @@ pub enum VhostMode {
 }
 
 /// What a network interface is made of.
-#[derive(Clone, Debug)]
 pub struct NetConfig {
     /// The interface's name, for messages.
     pub id: String,
@@ -111,6 +140,26 @@ pub struct NetConfig {
     pub vhost: VhostMode,
     /// The MTU that the guest is told, in bytes.
     pub mtu: Option<u16>,
+    /// Limits of the packets to the guest, and of their bytes.
+    pub rx_limiter: LimiterConfig,
+    /// Limits of the packets from the guest, and of their bytes.
+    pub tx_limiter: LimiterConfig,
+    /// The metadata service, if the guest has it on this interface. Its packets never reach the TAP, and no limit
+    /// counts them.
+    pub mmds: Option<MmdsPort>,
+}
+
+impl NetConfig {
+    /// The field, by its name in the configuration, that needs to see the packets.
+    fn needs_packets(&self) -> Option<&'static str> {
+        [
+            ("rx_rate_limiter", !self.rx_limiter.is_unlimited()),
+            ("tx_rate_limiter", !self.tx_limiter.is_unlimited()),
+            ("mmds-config", self.mmds.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(field, needs)| needs.then_some(field))
+    }
 }
 
 /// A virtio network device.
@@ -123,7 +172,7 @@ pub struct Net {
 }
 
 enum Backend {
-    Userspace(Userspace),
+    Userspace(Box<Userspace>),
     Vhost(Vhost),
 }
 
@@ -135,7 +184,7 @@ struct Queues {
 
 impl Net {
     /// Attaches to the TAP and, where asked for, opens /dev/vhost-net. Starts nothing.
-    pub fn new(config: NetConfig) -> Result<Self, NetError> {
+    pub fn new(mut config: NetConfig) -> Result<Self, NetError> {
         if let Some(mtu) = config.mtu.filter(|&mtu| mtu < MTU_MIN) {
             return Err(NetError::Mtu { id: config.id, mtu });
         }
@@ -143,20 +192,13 @@ impl Net {
             Ok(tap) => tap,
             Err(source) => return Err(NetError::Tap { id: config.id, source }),
         };
-        let vhost = match config.vhost {
-            VhostMode::Off => None,
-            VhostMode::Auto | VhostMode::On => match open_vhost() {
-                Ok(vhost) => Some(vhost),
-                Err(source) if config.vhost == VhostMode::On => {
-                    return Err(NetError::Vhost { id: config.id, source });
-                }
-                Err(error) => {
-                    log::info!("network interface {}: not using /dev/vhost-net: {error}", config.id);
-                    None
-                }
+        let backend = match choose_vhost(&config)? {
+            Some(vhost) => Backend::Vhost(vhost),
+            None => match Userspace::new(config.rx_limiter, config.tx_limiter, config.mmds.take()) {
+                Ok(userspace) => Backend::Userspace(Box::new(userspace)),
+                Err(source) => return Err(NetError::Timer { id: config.id, source }),
             },
         };
-        let backend = vhost.map_or_else(|| Backend::Userspace(Userspace::default()), Backend::Vhost);
         Ok(Self::with_backend(config, tap, backend))
     }
 
@@ -176,6 +218,43 @@ impl Net {
             space[10..].copy_from_slice(&mtu.to_le_bytes());
         }
         Self { id: config.id, tap, backend, features, config: space }
+    }
+
+    /// Changes the limits of both directions from the next packet on. Refused, changing nothing, if it would set a
+    /// limit where vhost-net moves the packets.
+    ///
+    /// To be called through [`Slot::update`](super::slot::Slot::update).
+    pub fn set_limiters(&mut self, rx: LimiterUpdate, tx: LimiterUpdate) -> Result<(), NetError> {
+        match &mut self.backend {
+            Backend::Userspace(userspace) => userspace.set_limiters(rx, tx),
+            Backend::Vhost(_) if rx.sets_a_limit() || tx.sets_a_limit() => {
+                return Err(NetError::Unlimitable { id: self.id.clone() });
+            }
+            Backend::Vhost(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Opens vhost-net if it is to move the packets.
+fn choose_vhost(config: &NetConfig) -> Result<Option<Vhost>, NetError> {
+    let id = || config.id.clone();
+    match (config.vhost, config.needs_packets()) {
+        (VhostMode::Off, _) => return Ok(None),
+        (VhostMode::On, Some(field)) => return Err(NetError::Exclusive { id: id(), field }),
+        (VhostMode::Auto, Some(field)) => {
+            log::info!("network interface {}: not using /dev/vhost-net because of {field}", config.id);
+            return Ok(None);
+        }
+        (VhostMode::On | VhostMode::Auto, None) => {}
+    }
+    match open_vhost() {
+        Ok(vhost) => Ok(Some(vhost)),
+        Err(source) if config.vhost == VhostMode::On => Err(NetError::Vhost { id: id(), source }),
+        Err(error) => {
+            log::info!("network interface {}: not using /dev/vhost-net: {error}", config.id);
+            Ok(None)
+        }
     }
 }
 
@@ -230,13 +309,16 @@ impl VirtioDevice for Net {
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        let fd = match &self.backend {
-            Backend::Userspace(_) => self.tap.as_raw_fd(),
-            Backend::Vhost(vhost) => vhost.error_fd(),
+        let fds = match &self.backend {
+            Backend::Userspace(userspace) => {
+                std::iter::once(self.tap.as_raw_fd()).chain(userspace.timers()).collect()
+            }
+            Backend::Vhost(vhost) => vec![vhost.error_fd()],
         };
-        // Edge triggered: a TAP stays readable while the guest lends no buffers, and either does while the
+        // Edge triggered: a TAP stays readable while the guest lends no buffers, and all of them do while the
         // device is not started.
-        vec![EventSource { fd, events: EventSet::IN | EventSet::EDGE_TRIGGERED }]
+        let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        fds.into_iter().map(|fd| EventSource { fd, events }).collect()
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -270,9 +352,9 @@ impl VirtioDevice for Net {
         }
     }
 
-    fn source_event(&mut self, _fd: RawFd) -> Result<(), DeviceError> {
+    fn source_event(&mut self, fd: RawFd) -> Result<(), DeviceError> {
         match &mut self.backend {
-            Backend::Userspace(userspace) => userspace.receive(&self.tap),
+            Backend::Userspace(userspace) => userspace.source_event(fd, &self.tap),
             Backend::Vhost(vhost) => vhost.error(),
         }
     }

@@ -1,15 +1,29 @@
 use std::fs::File;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::mmds::Mmds;
+use crate::rate_limiter::Bucket;
 
 fn config() -> NetConfig {
-    NetConfig { id: "eth0".into(), tap: "tap0".into(), mac: None, vhost: VhostMode::Off, mtu: None }
+    NetConfig {
+        id: "eth0".into(),
+        tap: "tap0".into(),
+        mac: None,
+        vhost: VhostMode::Off,
+        mtu: None,
+        rx_limiter: LimiterConfig::default(),
+        tx_limiter: LimiterConfig::default(),
+        mmds: None,
+    }
 }
 
 /// A device on a file that is no TAP.
 fn net(config: NetConfig) -> Net {
     let tap = Tap::from_file(File::open("/dev/null").unwrap());
-    Net::with_backend(config, tap, Backend::Userspace(Userspace::default()))
+    let userspace = Userspace::new(config.rx_limiter, config.tx_limiter, None).unwrap();
+    Net::with_backend(config, tap, Backend::Userspace(Box::new(userspace)))
 }
 
 #[test]
@@ -63,4 +77,46 @@ fn a_tap_that_is_not_there_is_not_created() {
 fn an_mtu_that_the_specification_forbids_is_refused() {
     let error = Net::new(NetConfig { mtu: Some(67), ..config() }).err().unwrap();
     assert!(matches!(error, NetError::Mtu { mtu: 67, .. }));
+}
+
+fn limited() -> LimiterConfig {
+    LimiterConfig { bandwidth: None, ops: Some(Bucket { size: 1, refill_time_ms: 1, one_time_burst: 0 }) }
+}
+
+#[test]
+fn what_needs_to_see_packets_keeps_vhost_away() {
+    let port =
+        || Some(MmdsPort::new(Arc::new(Mutex::new(Mmds::new(1000))), Ipv4Addr::new(169, 254, 169, 254)));
+    for (field, mut config) in [
+        ("rx_rate_limiter", NetConfig { rx_limiter: limited(), ..config() }),
+        ("tx_rate_limiter", NetConfig { tx_limiter: limited(), ..config() }),
+        ("mmds-config", NetConfig { mmds: port(), ..config() }),
+    ] {
+        config.vhost = VhostMode::Off;
+        assert!(choose_vhost(&config).unwrap().is_none());
+        config.vhost = VhostMode::Auto;
+        assert!(choose_vhost(&config).unwrap().is_none());
+        config.vhost = VhostMode::On;
+        let text = choose_vhost(&config).err().unwrap().to_string();
+        assert!(text.contains("vhost \"on\"") && text.contains(&format!("leave out {field}")), "{text}");
+    }
+}
+
+#[test]
+fn limits_change_where_we_see_the_packets() {
+    let sets = LimiterUpdate { bandwidth: None, ops: limited().ops };
+    let removes = LimiterUpdate { bandwidth: Some(Bucket::default()), ops: Some(Bucket::default()) };
+    let mut userspace = net(config());
+    userspace.set_limiters(sets, removes).unwrap();
+    assert_eq!(userspace.event_sources().len(), 3);
+
+    // Where there is no vhost-net, there is nothing to refuse.
+    let Ok(vhost) = Vhost::new() else { return };
+    let tap = Tap::from_file(File::open("/dev/null").unwrap());
+    let mut vhost = Net::with_backend(config(), tap, Backend::Vhost(vhost));
+    vhost.set_limiters(LimiterUpdate::default(), removes).unwrap();
+    for (rx, tx) in [(sets, removes), (removes, sets)] {
+        let text = vhost.set_limiters(rx, tx).unwrap_err().to_string();
+        assert!(text.contains("vhost-net moves the packets inside the kernel"), "{text}");
+    }
 }

@@ -167,6 +167,35 @@ fn a_chain_given_back_is_popped_again() {
 }
 
 #[test]
+fn a_chain_that_is_held_stays_and_ends_the_turn() {
+    let fixture = Fixture::new();
+    let mut queue = fixture.queue(false);
+    let ring = fixture.ring();
+    for index in 0..3 {
+        ring.store(index, Descriptor::new(0x8000, 1, 0, 0));
+        ring.offer(index, index);
+    }
+    let mut seen = Vec::new();
+    let mut serve = |turns: [Turn; 2]| {
+        let mut turns = turns.into_iter();
+        let each = |chain: Chain<'_>| {
+            seen.push(chain.head_index());
+            turns.next().unwrap()
+        };
+        queue.serve_while(&fixture.memory, each).unwrap();
+        (ring.used_index(), queue.kick().read().is_ok())
+    };
+    // Asked for no kicks, and none of our own.
+    assert_eq!(serve([Turn::Used(7), Turn::Held]), (1, false));
+    assert_eq!(ring.used_flags(), 1);
+    assert_eq!(serve([Turn::Last(8), Turn::Held]), (2, true));
+    assert_eq!(serve([Turn::Used(9), Turn::Held]), (3, false));
+    assert_eq!(ring.used_flags(), 0);
+    assert_eq!(seen, [0, 1, 1, 2]);
+    assert_eq!([0, 1, 2].map(|position| ring.used_entry(position)), [(0, 7), (1, 8), (2, 9)]);
+}
+
+#[test]
 fn indices_wrap() {
     let fixture = Fixture::new();
     let mut queue = fixture.queue(false);

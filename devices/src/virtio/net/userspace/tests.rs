@@ -1,12 +1,16 @@
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::mmds::Mmds;
+use crate::rate_limiter::Bucket;
 use crate::virtio::driver_ring::{DriverRing, Lent};
 use crate::virtio::interrupt::Vector;
 use crate::virtio::testing::{RecordedInterrupt, Ring};
@@ -22,6 +26,7 @@ struct Bench {
     rx: DriverRing,
     tx: DriverRing,
     rx_kick: Arc<EventFd>,
+    tx_kick: Arc<EventFd>,
     interrupt: Arc<RecordedInterrupt>,
     tap: Tap,
     /// The host's end.
@@ -31,15 +36,20 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// With a metadata service.
+    fn with(mmds: Option<MmdsPort>) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), END.try_into().unwrap())]).unwrap();
         let (rx, tx) = (DriverRing::new(&memory, RX_RING), DriverRing::new(&memory, TX_RING));
         let interrupt = Arc::new(RecordedInterrupt::default());
         let (rx_queue, rx_kick) = rx.virtqueue(0, interrupt.clone());
-        let (tx_queue, _) = tx.virtqueue(1, interrupt.clone());
-        let mut net = Userspace::default();
+        let (tx_queue, tx_kick) = tx.virtqueue(1, interrupt.clone());
+        let mut net = Userspace::new(LimiterConfig::default(), LimiterConfig::default(), mmds).unwrap();
         net.start(GuestMemoryAtomic::new(memory.clone()), Queues { rx: rx_queue, tx: tx_queue });
         let (tap, host) = socket_pair();
-        Self { memory, rx, tx, rx_kick, interrupt, tap: Tap::from_file(tap), host, net }
+        Self { memory, rx, tx, rx_kick, tx_kick, interrupt, tap: Tap::from_file(tap), host, net }
     }
 
     fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
@@ -50,6 +60,22 @@ impl Bench {
 
     fn receive(&mut self) {
         self.net.receive(&self.tap).unwrap();
+    }
+
+    /// Limits both directions by a clock that stands where the test puts it, in nanoseconds.
+    fn limit(&mut self, config: LimiterConfig) -> Arc<AtomicU64> {
+        let clock = Arc::new(AtomicU64::new(0));
+        self.net.rx_limiter = RateLimiter::manual(config, &clock);
+        self.net.tx_limiter = RateLimiter::manual(config, &clock);
+        clock
+    }
+
+    /// All timers fire at the time `now`.
+    fn timers(&mut self, clock: &AtomicU64, now: u64) {
+        clock.store(now, Ordering::Relaxed);
+        for fd in self.net.timers() {
+            self.net.source_event(fd, &self.tap).unwrap();
+        }
     }
 
     /// Sends `packet` from one buffer of guest memory.
@@ -255,4 +281,197 @@ fn a_stopped_device_touches_nothing() {
     bench.send(&packet(1, 60));
     assert_eq!((bench.rx.used(), bench.tx.used()), (None, None));
     assert_eq!(bench.sent(), None);
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+fn bucket(size: u64) -> Option<Bucket> {
+    Some(Bucket { size, refill_time_ms: 1000, one_time_burst: 0 })
+}
+
+#[test]
+fn a_packet_to_the_guest_waits_for_the_limiter() {
+    let mut bench = Bench::new();
+    // The header is not counted.
+    let clock = bench.limit(LimiterConfig { bandwidth: bucket(200), ops: None });
+    for mark in 1..=3 {
+        bench.rx.lend(&[Lent::Write(DATA + 0x1000 * u64::from(mark), 2000)]);
+        bench.host.write_all(&packet(mark, 112)).unwrap();
+    }
+    bench.receive();
+    assert_eq!(bench.rx.ring().used_index(), 2);
+    assert_eq!(bench.interrupt.take(), [Vector::Queue(0)]);
+    // Neither kicks nor packets change anything, nor does the other direction's timer.
+    bench.host.write_all(&packet(4, 112)).unwrap();
+    bench.receive();
+    bench.timers(&clock, SECOND / 2 - 1);
+    assert_eq!(bench.rx.ring().used_index(), 2);
+    bench.timers(&clock, SECOND / 2);
+    assert_eq!(bench.rx.ring().used_index(), 3);
+    assert_eq!(bench.bytes(DATA + 0x3000, 112), as_received(&packet(3, 112)));
+    // The next one goes on with a buffer of its own.
+    bench.rx.lend(&[Lent::Write(DATA + 0x4000, 2000)]);
+    bench.timers(&clock, SECOND);
+    bench.receive();
+    assert_eq!(
+        (0..4).map(|_| bench.rx.used().unwrap()).collect::<Vec<_>>(),
+        [(0, 112), (1, 112), (2, 112), (3, 112)]
+    );
+    assert_eq!(bench.bytes(DATA + 0x4000, 112), as_received(&packet(4, 112)));
+    assert_eq!(bench.net.dropped(), Dropped::default());
+}
+
+#[test]
+fn a_packet_from_the_guest_waits_for_the_limiter() {
+    let mut bench = Bench::new();
+    let clock = bench.limit(LimiterConfig { bandwidth: None, ops: bucket(2) });
+    for mark in 1..=4 {
+        bench.send(&packet(mark, 60));
+    }
+    assert_eq!((bench.sent(), bench.sent(), bench.sent()), (Some(packet(1, 60)), Some(packet(2, 60)), None));
+    assert!(bench.tx_kick.read().is_err());
+    // All of them are in the buffer of the last one.
+    bench.timers(&clock, SECOND / 2);
+    assert_eq!((bench.sent(), bench.sent()), (Some(packet(4, 60)), None));
+    bench.net.set_limiters(LimiterUpdate::default(), LimiterUpdate { bandwidth: None, ops: bucket(0) });
+    bench.timers(&clock, SECOND / 2);
+    assert_eq!(bench.sent(), Some(packet(4, 60)));
+    assert_eq!(bench.tx.ring().used_index(), 4);
+}
+
+#[test]
+fn a_packet_that_waits_goes_with_its_driver() {
+    let mut bench = Bench::new();
+    let clock = bench.limit(LimiterConfig { bandwidth: None, ops: bucket(1) });
+    for mark in 1..=2 {
+        bench.rx.lend(&[Lent::Write(DATA, 2000)]);
+        bench.host.write_all(&packet(mark, 60)).unwrap();
+        bench.send(&packet(mark, 60));
+    }
+    bench.receive();
+    bench.net.stop();
+    let (mut rx, mut tx) = (DriverRing::new(&bench.memory, RX_RING), DriverRing::new(&bench.memory, TX_RING));
+    let queues = Queues {
+        rx: rx.virtqueue(0, bench.interrupt.clone()).0,
+        tx: tx.virtqueue(1, bench.interrupt.clone()).0,
+    };
+    bench.net.start(GuestMemoryAtomic::new(bench.memory.clone()), queues);
+    clock.store(SECOND, Ordering::Relaxed);
+    rx.lend(&[Lent::Write(DATA, 2000)]);
+    bench.host.write_all(&packet(3, 60)).unwrap();
+    bench.receive();
+    assert_eq!(rx.used(), Some((0, 60)));
+    assert_eq!(bench.bytes(DATA, 60), as_received(&packet(3, 60)));
+    tx.lend(&[Lent::Read(DATA, 60)]);
+    bench.net.send(&bench.tap).unwrap();
+    assert_eq!(tx.used(), Some((0, 0)));
+}
+
+const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+const GUEST: [u8; 4] = [172, 16, 0, 2];
+const SERVICE: [u8; 4] = [169, 254, 169, 254];
+/// Header and ARP packet.
+const ARP_LEN: u32 = HEADER_LEN + 42;
+
+fn with_service() -> Bench {
+    let mmds = Arc::new(Mutex::new(Mmds::new(1000)));
+    Bench::with(Some(MmdsPort::new(mmds, Ipv4Addr::from(SERVICE))))
+}
+
+/// A packet that asks who has `address`.
+fn who_has(address: [u8; 4]) -> Vec<u8> {
+    let ethernet = [&[0xff; 6], &GUEST_MAC[..], &[8, 6]].concat();
+    let arp = [&[0, 1, 8, 0, 6, 4, 0, 1], &GUEST_MAC[..], &GUEST, &[0; 6], &address].concat();
+    [&[0; 12], &ethernet[..], &arp].concat()
+}
+
+/// A packet that opens a connection to the service, with unfinished checksums.
+fn syn() -> Vec<u8> {
+    let ethernet = [&[0xff; 6], &GUEST_MAC[..], &[8, 0]].concat();
+    let ipv4 = [&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0][..], &GUEST, &SERVICE].concat();
+    let tcp = [0xc0, 0, 0, 80, 0, 0, 0, 9, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
+    [&[0; 12], &ethernet[..], &ipv4, &tcp].concat()
+}
+
+#[test]
+fn the_service_answers_past_the_tap_and_the_limits() {
+    let mut bench = with_service();
+    let clock = bench.limit(LimiterConfig { bandwidth: None, ops: bucket(1) });
+    for _ in 0..2 {
+        bench.send(&who_has(SERVICE));
+    }
+    assert_eq!(bench.sent(), None);
+    assert_eq!(bench.tx.ring().used_index(), 2);
+    // The answers wait for buffers, and come before what is in the TAP.
+    for mark in 1..=2 {
+        bench.host.write_all(&packet(mark, 60)).unwrap();
+    }
+    bench.rx.lend(&[Lent::Write(DATA + 0x1000, 2000)]);
+    bench.receive();
+    assert_eq!((bench.rx.used(), bench.rx.used()), (Some((0, ARP_LEN)), None));
+    let answer = bench.bytes(DATA + 0x1000, 12 + 42);
+    assert_eq!(answer[..12], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    assert_eq!(answer[12..18], GUEST_MAC);
+    assert_eq!(answer[32..34], [0, 2], "an ARP reply");
+    assert_eq!(answer[40..44], SERVICE);
+    for _ in 0..3 {
+        bench.rx.lend(&[Lent::Write(DATA + 0x2000, 2000)]);
+    }
+    bench.receive();
+    // One from the service, one from the TAP; the next one waits.
+    assert_eq!(
+        [bench.rx.used(), bench.rx.used(), bench.rx.used()],
+        [Some((1, ARP_LEN)), Some((2, 60)), None]
+    );
+    // The service does not.
+    bench.send(&who_has(SERVICE));
+    bench.rx.lend(&[Lent::Write(DATA + 0x3000, 2000)]);
+    bench.receive();
+    assert_eq!(bench.rx.used(), Some((4, ARP_LEN)));
+    bench.timers(&clock, SECOND);
+    assert_eq!((bench.rx.used(), bench.rx.used()), (Some((3, 60)), None));
+}
+
+#[test]
+fn everything_else_reaches_the_tap() {
+    let mut bench = with_service();
+    for other in [who_has(GUEST), packet(8, MIN_PACKET.try_into().unwrap()), packet(9, 60)] {
+        bench.send(&other);
+        assert_eq!(bench.sent(), Some(other));
+    }
+    bench.rx.lend(&[Lent::Write(DATA, 2000)]);
+    bench.receive();
+    assert_eq!(bench.rx.used(), None);
+}
+
+#[test]
+fn an_answer_that_does_not_fit_is_lost_and_costs_no_buffer() {
+    let mut bench = with_service();
+    bench.rx.lend(&[Lent::Write(DATA + 0x1000, ARP_LEN - 1)]);
+    bench.send(&who_has(SERVICE));
+    assert_eq!(bench.rx.used(), None);
+    assert_eq!(bench.net.dropped(), Dropped { to_guest: 1, from_guest: 0 });
+    bench.host.write_all(&packet(1, 50)).unwrap();
+    bench.receive();
+    assert_eq!(bench.rx.used(), Some((0, 50)));
+}
+
+#[test]
+fn the_service_tries_again_by_its_timer() {
+    let mut bench = with_service();
+    for _ in 0..4 {
+        bench.rx.lend(&[Lent::Write(DATA + 0x1000, 2000)]);
+    }
+    bench.send(&syn());
+    // SYN and ACK of ours, which the guest does not acknowledge.
+    assert!(bench.rx.used().is_some());
+    assert_eq!(bench.bytes(DATA + 0x1000 + 12 + 14 + 20 + 13, 1), [0x12]);
+    let timer = bench.net.timers().last().unwrap();
+    while bench.rx.used().is_none() {
+        let mut poll = libc::pollfd { fd: timer, events: libc::POLLIN, revents: 0 };
+        // SAFETY: the first argument is an array of one pollfd.
+        assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 10_000) }, 1, "the timer does not fire");
+        bench.net.source_event(timer, &bench.tap).unwrap();
+    }
+    assert_eq!(bench.bytes(DATA + 0x1000 + 12 + 14 + 20 + 13, 1), [0x12]);
 }

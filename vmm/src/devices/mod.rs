@@ -1,28 +1,49 @@
 //! Which devices the microVM has, where they are, and what serves them.
 
+mod follow;
+mod make;
+
+pub use make::configure_mmds;
+
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::devices::bus::{Bus, BusError};
-use ::devices::legacy::{ExitSignal, I8042, Power, Serial};
-use ::devices::virtio::block::{Block, BlockConfig, BlockError, CacheType};
+use ::devices::legacy::{BootTimer, ExitSignal, I8042, I8042Error, Power, Serial, Timestamp};
+use ::devices::mmds::Mmds;
+use ::devices::virtio::balloon::BalloonError;
+use ::devices::virtio::block::BlockError;
 use ::devices::virtio::device::{Memory, VirtioDevice};
 use ::devices::virtio::mmio::MmioTransport;
-use ::devices::virtio::net::{Net, NetConfig, NetError, VhostMode};
-use arch::acpi::SLEEP_CONTROL_PORT;
-use arch::layout::{COM1_GSI, COM1_PORT, MmioDevice, VIRTIO_MMIO_SIZE, virtio_mmio_window};
+use ::devices::virtio::net::NetError;
+use ::devices::virtio::rng::RngError;
+use ::devices::virtio::slot::Slot;
+use ::devices::virtio::vsock::VsockError;
+use ::devices::virtio::worker::Worker;
+use arch::acpi::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_S5};
+use arch::layout::{
+    BOOT_TIMER, COM1_GSI, COM1_PORT, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_GSI, MmioDevice,
+    VIRTIO_MMIO_SIZE, virtio_mmio_window,
+};
 use kvm_ioctls::IoEventAddress;
-use resources::{Drive, MicrovmConfig, NetworkInterface};
+use resources::{MicrovmConfig, ResourceId};
 
 use crate::console::Output;
-use crate::event_loop::EventLoop;
 use crate::irq::{IrqError, IrqRouter};
+use crate::sink::SinkError;
 use crate::vm::Vm;
 
-/// First I/O port of the i8042, of which it has five.
-const I8042_PORT: u64 = 0x60;
+// What `arch` tells the guest of a device is what the device in `devices` does.
+const _: () = assert!(
+    Power::SLEEP_CONTROL == 0
+        && (SLEEP_STATUS_PORT - SLEEP_CONTROL_PORT) as u64 == Power::SLEEP_STATUS
+        && (RESET_PORT - SLEEP_CONTROL_PORT) as u64 == Power::RESET
+        && RESET_VALUE == Power::RESET_VALUE
+        && SLEEP_TYPE_S5 == Power::S5
+);
+const _: () = assert!((I8042_COMMAND_PORT - I8042_DATA_PORT) as u64 + 1 == I8042::LEN);
 
-/// Why a device could not be attached.
+/// Why a device could not be attached or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// A drive.
@@ -41,6 +62,24 @@ pub enum DeviceError {
         /// What is wrong with it.
         source: NetError,
     },
+    /// The socket device.
+    #[error("vsock")]
+    Vsock(#[from] VsockError),
+    /// The entropy device.
+    #[error("entropy")]
+    Entropy(#[from] RngError),
+    /// The balloon.
+    #[error("balloon")]
+    Balloon(#[from] BalloonError),
+    /// The keyboard.
+    #[error(transparent)]
+    Keyboard(#[from] I8042Error),
+    /// The serial port's output.
+    #[error("serial.serial_out_path")]
+    Serial(#[from] SinkError),
+    /// A device that is not there.
+    #[error("there is no device \"{0}\"")]
+    Unknown(String),
     /// An interrupt line.
     #[error(transparent)]
     Irq(#[from] IrqError),
@@ -58,6 +97,16 @@ pub enum DeviceError {
     EventFd(#[source] io::Error),
 }
 
+/// Which virtio device it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Name {
+    Drive(ResourceId),
+    Network(ResourceId),
+    Vsock,
+    Entropy,
+    Balloon,
+}
+
 /// The devices of a microVM. When it is dropped none touches guest memory any more.
 pub struct Devices {
     vm: Arc<Vm>,
@@ -65,59 +114,74 @@ pub struct Devices {
     pio: Arc<Bus>,
     mmio: Arc<Bus>,
     serial: Arc<Mutex<Serial>>,
+    keyboard: Arc<Mutex<I8042>>,
     transports: Vec<Arc<Mutex<MmioTransport>>>,
+    slots: Vec<(Name, Arc<Slot>)>,
     virtio_mmio: Vec<MmioDevice>,
 }
 
+impl Drop for Devices {
+    fn drop(&mut self) {
+        for transport in &self.transports {
+            transport.lock().unwrap_or_else(PoisonError::into_inner).shutdown();
+        }
+    }
+}
+
 impl Devices {
-    /// Makes the devices that `config` asks for, and those that every microVM has.
+    /// Makes the devices that `config` asks for, and those that every microVM has. The workers are what an event
+    /// loop needs to serve them.
     pub fn attach(
         config: &MicrovmConfig,
         vm: &Arc<Vm>,
         memory: &Memory,
-        event_loop: &mut EventLoop,
         output: Output,
+        mmds: &Arc<Mutex<Mmds>>,
+        boot_timer: Option<Timestamp>,
         exit: &Arc<ExitSignal>,
-    ) -> Result<Self, DeviceError> {
+    ) -> Result<(Self, Vec<Worker>), DeviceError> {
         let irqs = IrqRouter::new(Arc::clone(vm));
-        let serial =
-            Serial::new(irqs.line(COM1_GSI)?.irqfd, Box::new(output)).map_err(DeviceError::EventFd)?;
-        let serial = Arc::new(Mutex::new(serial));
+        let irq = irqs.line(COM1_GSI)?.irqfd;
+        let serial = Arc::new(Mutex::new(make::serial(config.serial.as_ref(), irq, output)?));
+        let keyboard = Arc::new(Mutex::new(I8042::new(irqs.line(I8042_GSI)?.irqfd, Arc::clone(exit))));
         let pio = Arc::new(Bus::new());
         pio.insert(u64::from(COM1_PORT), Serial::LEN, Arc::clone(&serial) as _)?;
-        pio.insert(I8042_PORT, I8042::LEN, Arc::new(Mutex::new(I8042::new(Arc::clone(exit)))) as _)?;
+        pio.insert(u64::from(I8042_DATA_PORT), I8042::LEN, Arc::clone(&keyboard) as _)?;
         pio.insert(
             u64::from(SLEEP_CONTROL_PORT),
             Power::LEN,
             Arc::new(Mutex::new(Power::new(Arc::clone(exit)))) as _,
         )?;
+        let mmio = Arc::new(Bus::new());
+        if let Some(start) = boot_timer {
+            let timer = Arc::new(Mutex::new(BootTimer::new(start)));
+            mmio.insert(BOOT_TIMER.start.0, BOOT_TIMER.size, timer)?;
+        }
         let mut devices = Self {
             vm: Arc::clone(vm),
             irqs,
             pio,
-            mmio: Arc::new(Bus::new()),
+            mmio,
             serial,
+            keyboard,
             transports: Vec::new(),
+            slots: Vec::new(),
             virtio_mmio: Vec::new(),
         };
-        // The root drive is the first disk: the kernel is told that it is /dev/vda.
-        let (root, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
-        for drive in root.into_iter().chain(others) {
-            devices.add_virtio(Box::new(block(drive)?), memory, event_loop)?;
-        }
-        for interface in &config.network_interfaces {
-            devices.add_virtio(Box::new(net(interface)?), memory, event_loop)?;
-        }
-        Ok(devices)
+        let workers = make::all(config, mmds)?
+            .into_iter()
+            .map(|(name, device)| devices.add_virtio(name, device, memory))
+            .collect::<Result<_, _>>()?;
+        Ok((devices, workers))
     }
 
-    /// Puts a device on a virtio-mmio transport, wires it to KVM and has `event_loop` serve it.
+    /// Puts a device on a virtio-mmio transport and wires it to KVM.
     fn add_virtio(
         &mut self,
+        name: Name,
         device: Box<dyn VirtioDevice>,
         memory: &Memory,
-        event_loop: &mut EventLoop,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<Worker, DeviceError> {
         let base = virtio_mmio_window(self.virtio_mmio.len() as u64).ok_or(DeviceError::NoRoom)?.start;
         let line = self.irqs.allocate()?;
         let transport =
@@ -126,12 +190,13 @@ impl Devices {
         for (queue, kick) in (0_u32..).zip(transport.kicks()) {
             self.vm.fd().register_ioevent(kick, &address, queue).map_err(DeviceError::Ioeventfd)?;
         }
-        event_loop.add(transport.worker());
+        let worker = transport.worker();
+        self.slots.push((name, Arc::clone(transport.slot())));
         let transport = Arc::new(Mutex::new(transport));
         self.mmio.insert(base.0, VIRTIO_MMIO_SIZE, Arc::clone(&transport) as _)?;
         self.transports.push(transport);
         self.virtio_mmio.push(MmioDevice { base, size: VIRTIO_MMIO_SIZE, gsi: line.gsi });
-        Ok(())
+        Ok(worker)
     }
 
     /// Port I/O.
@@ -153,34 +218,4 @@ impl Devices {
     pub fn virtio_mmio(&self) -> &[MmioDevice] {
         &self.virtio_mmio
     }
-}
-
-fn block(drive: &Drive) -> Result<Block, DeviceError> {
-    let id = drive.drive_id.to_string();
-    let config = BlockConfig {
-        id: id.clone(),
-        path: drive.path_on_host.clone().unwrap_or_default(),
-        read_only: drive.is_read_only,
-        cache: match drive.cache_type {
-            resources::CacheType::Unsafe => CacheType::Unsafe,
-            resources::CacheType::Writeback => CacheType::Writeback,
-        },
-    };
-    Block::new(config).map_err(|source| DeviceError::Drive { id, source })
-}
-
-fn net(interface: &NetworkInterface) -> Result<Net, DeviceError> {
-    let id = interface.iface_id.to_string();
-    let config = NetConfig {
-        id: id.clone(),
-        tap: interface.host_dev_name.clone(),
-        mac: interface.guest_mac.map(|mac| mac.0),
-        mtu: interface.mtu,
-        vhost: match interface.vhost {
-            resources::VhostMode::Auto => VhostMode::Auto,
-            resources::VhostMode::On => VhostMode::On,
-            resources::VhostMode::Off => VhostMode::Off,
-        },
-    };
-    Net::new(config).map_err(|source| DeviceError::Network { id, source })
 }

@@ -1,0 +1,284 @@
+//! From a request's method, path and body to an [`Action`]: one table, which the OpenAPI document is checked against.
+
+use hyper::Method;
+use resources::{
+    Action, Fault, MachineConfig, MachineConfigPatch, MmdsConfig, MmdsVersion, ResourceId, VmState, Vsock,
+};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// The action.
+    pub action: Action,
+    /// Whether it uses what Firecracker has deprecated, which the reply says in a header.
+    pub deprecated: bool,
+}
+
+impl From<Action> for Request {
+    fn from(action: Action) -> Self {
+        Self { action, deprecated: false }
+    }
+}
+
+/// What answers a path and method.
+pub(crate) struct Route {
+    pub(crate) method: Method,
+    /// A segment in braces stands for an id.
+    pub(crate) path: &'static str,
+    take: Take,
+}
+
+/// How a request becomes an action.
+enum Take {
+    /// There is no body.
+    Bare(Action),
+    /// From the body.
+    Body(fn(&Input<'_>) -> Result<Request, Fault>),
+    /// Firecracker's design or ours has it, this version does not; what it is called.
+    NotYet(&'static str),
+}
+
+const fn get(path: &'static str, action: Action) -> Route {
+    Route { method: Method::GET, path, take: Take::Bare(action) }
+}
+
+const fn put(path: &'static str, take: fn(&Input<'_>) -> Result<Request, Fault>) -> Route {
+    Route { method: Method::PUT, path, take: Take::Body(take) }
+}
+
+const fn patch(path: &'static str, take: fn(&Input<'_>) -> Result<Request, Fault>) -> Route {
+    Route { method: Method::PATCH, path, take: Take::Body(take) }
+}
+
+const fn not_yet(method: Method, path: &'static str, name: &'static str) -> Route {
+    Route { method, path, take: Take::NotYet(name) }
+}
+
+/// All that the API has.
+pub(crate) static ROUTES: &[Route] = &[
+    get("/", Action::GetInstance),
+    get("/version", Action::GetVersion),
+    get("/vm/config", Action::GetConfig),
+    get("/machine-config", Action::GetMachineConfig),
+    get("/balloon", Action::GetBalloon),
+    get("/balloon/statistics", Action::GetBalloonStats),
+    get("/mmds", Action::GetMmds),
+    get("/cgroup", Action::GetCgroup),
+    get("/cgroup/threads", Action::GetCgroupThreads),
+    put("/actions", put_action),
+    put("/boot-source", |input| Ok(Action::PutBootSource(input.read()?).into())),
+    put("/machine-config", put_machine_config),
+    put("/cpu-config", |input| Ok(Action::PutCpuConfig(input.read()?).into())),
+    put("/drives/{drive_id}", |input| {
+        Ok(Action::PutDrive(input.read_named(|drive: &resources::Drive| &drive.drive_id)?).into())
+    }),
+    put("/network-interfaces/{iface_id}", |input| {
+        let interface = input.read_named(|interface: &resources::NetworkInterface| &interface.iface_id)?;
+        Ok(Action::PutNetworkInterface(interface).into())
+    }),
+    put("/vsock", put_vsock),
+    put("/entropy", |input| Ok(Action::PutEntropy(input.read()?).into())),
+    put("/serial", |input| Ok(Action::PutSerial(input.read()?).into())),
+    put("/logger", |input| Ok(Action::PutLogger(input.read()?).into())),
+    put("/metrics", |input| Ok(Action::PutMetrics(input.read()?).into())),
+    put("/balloon", |input| Ok(Action::PutBalloon(input.read()?).into())),
+    put("/mmds", |input| Ok(Action::PutMmds(input.read()?).into())),
+    put("/mmds/config", put_mmds_config),
+    patch("/machine-config", patch_machine_config),
+    patch("/drives/{drive_id}", |input| {
+        Ok(Action::PatchDrive(input.read_named(|patch: &resources::DrivePatch| &patch.drive_id)?).into())
+    }),
+    patch("/network-interfaces/{iface_id}", |input| {
+        let patch = input.read_named(|patch: &resources::NetworkInterfacePatch| &patch.iface_id)?;
+        Ok(Action::PatchNetworkInterface(patch).into())
+    }),
+    patch("/balloon", |input| Ok(Action::PatchBalloon(input.read()?).into())),
+    patch("/balloon/statistics", |input| Ok(Action::PatchBalloonStats(input.read()?).into())),
+    patch("/mmds", |input| Ok(Action::PatchMmds(input.read()?).into())),
+    patch("/vm", |input| Ok(Action::SetVmState(input.read::<VmStateBody>()?.state).into())),
+    not_yet(Method::PUT, "/snapshot/create", "taking a snapshot"),
+    not_yet(Method::PUT, "/snapshot/load", "loading a snapshot"),
+    not_yet(Method::GET, "/hotplug/memory", "memory hotplug"),
+    not_yet(Method::PUT, "/hotplug/memory", "memory hotplug"),
+    not_yet(Method::PATCH, "/hotplug/memory", "memory hotplug"),
+    not_yet(Method::PUT, "/pmem/{id}", "persistent memory"),
+    not_yet(Method::PATCH, "/pmem/{id}", "persistent memory"),
+    not_yet(Method::DELETE, "/pmem/{id}", "persistent memory"),
+    not_yet(Method::DELETE, "/drives/{drive_id}", "removal of a drive"),
+    not_yet(Method::DELETE, "/network-interfaces/{iface_id}", "removal of a network interface"),
+    not_yet(Method::PATCH, "/balloon/hinting/start", "hinting of free pages"),
+    not_yet(Method::PATCH, "/balloon/hinting/stop", "hinting of free pages"),
+    not_yet(Method::GET, "/balloon/hinting/status", "hinting of free pages"),
+    not_yet(Method::PUT, "/cgroup", "change of limits"),
+    not_yet(Method::PATCH, "/cgroup", "change of limits"),
+    not_yet(Method::PATCH, "/cgroup/overhead", "change of the overhead's limits"),
+    not_yet(Method::PUT, "/cgroup/containers/{id}", "coming of a container"),
+    not_yet(Method::DELETE, "/cgroup/containers/{id}", "leaving of a container"),
+    not_yet(Method::GET, "/cgroup/stats", "statistics of the groups"),
+    not_yet(Method::GET, "/cgroup/events", "events of the groups"),
+    not_yet(Method::GET, "/cgroup/diagnosis", "diagnosis"),
+    not_yet(Method::GET, "/cgroup/what-if", "estimate of other limits"),
+];
+
+/// What a request of `method` on `path` (with its query, if any) and this body asks for.
+///
+/// # Errors
+/// A fault with Firecracker's text where it has one. What a later version has is refused by its name. A field that
+/// is wrong or that nobody knows is named by its path in the body.
+pub fn parse(method: &Method, path: &str, body: &[u8]) -> Result<Request, Fault> {
+    if *method == Method::GET && !body.is_empty() {
+        return Err(fault("GET request cannot have a body."));
+    }
+    let (plain, query) = path.split_once('?').map_or((path, None), |(plain, query)| (plain, Some(query)));
+    let found = ROUTES.iter().find_map(|route| Some((route, route.matches(method, plain)?)));
+    if let Some((Route { take: Take::NotYet(name), path, .. }, _)) = found {
+        return Err(fault(format!("{method} {path} ({name}) is not supported yet.")));
+    }
+    if body.is_empty() && (*method == Method::PUT || *method == Method::PATCH) {
+        return Err(fault(format!("Empty {method} request.")));
+    }
+    match found {
+        Some((Route { take: Take::Bare(action), .. }, _)) if query.is_none() && body.is_empty() => {
+            Ok(action.clone().into())
+        }
+        Some((Route { take: Take::Body(take), .. }, id)) if query.is_none() => {
+            id.map_or(Ok(()), check_id)?;
+            take(&Input { id, body })
+        }
+        _ => Err(fault(format!("Invalid request method and/or path: {method} {path}."))),
+    }
+}
+
+impl Route {
+    /// Whether this is the route of `method` and `path`, and the id in the path (`Some(None)`: it has none). A
+    /// slash at the end makes no difference, as in Firecracker.
+    fn matches<'a>(&self, method: &Method, path: &'a str) -> Option<Option<&'a str>> {
+        if self.method != *method {
+            return None;
+        }
+        let asked = path.strip_prefix('/')?;
+        let ours = self.path.strip_prefix('/')?;
+        let Some((parent, _)) = ours.split_once('{') else {
+            return (asked.strip_suffix('/').unwrap_or(asked) == ours).then_some(None);
+        };
+        if asked == parent.trim_end_matches('/') {
+            return Some(Some(""));
+        }
+        let id = asked.strip_prefix(parent)?;
+        let id = id.strip_suffix('/').unwrap_or(id);
+        (!id.contains('/')).then_some(Some(id))
+    }
+}
+
+/// A request whose route is known.
+struct Input<'a> {
+    id: Option<&'a str>,
+    body: &'a [u8],
+}
+
+impl Input<'_> {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        let mut json = serde_json::Deserializer::from_slice(self.body);
+        let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let path = error.path().to_string();
+            match path.as_str() {
+                "." => unreadable(error.into_inner()),
+                _ => unreadable(format_args!("{path}: {}", error.into_inner())),
+            }
+        })?;
+        json.end().map_err(unreadable)?;
+        Ok(value)
+    }
+
+    /// The body, whose id must be that of the path.
+    fn read_named<T: DeserializeOwned>(&self, id: impl Fn(&T) -> &ResourceId) -> Result<T, Fault> {
+        let value = self.read()?;
+        let (from_path, from_body) = (self.id.unwrap_or_default(), id(&value).as_str());
+        if from_path != from_body {
+            return Err(fault(format!(
+                "The id from the path [{from_path}] does not match the id from the body [{from_body}]!"
+            )));
+        }
+        Ok(value)
+    }
+}
+
+fn fault(message: impl Into<String>) -> Fault {
+    Fault::from(message.into())
+}
+
+fn unreadable(error: impl std::fmt::Display) -> Fault {
+    fault(format!("An error occurred when deserializing the json body of a request: {error}."))
+}
+
+fn check_id(id: &str) -> Result<(), Fault> {
+    if id.is_empty() {
+        return Err(fault("The ID cannot be empty."));
+    }
+    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+        return Err(fault("API Resource IDs can only contain alphanumeric characters and underscores."));
+    }
+    Ok(())
+}
+
+/// `PUT /actions`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ActionBody {
+    action_type: ActionType,
+}
+
+#[derive(Deserialize)]
+enum ActionType {
+    InstanceStart,
+    FlushMetrics,
+    SendCtrlAltDel,
+}
+
+fn put_action(input: &Input<'_>) -> Result<Request, Fault> {
+    Ok(Request::from(match input.read::<ActionBody>()?.action_type {
+        ActionType::InstanceStart => Action::Start,
+        ActionType::FlushMetrics => Action::FlushMetrics,
+        ActionType::SendCtrlAltDel => Action::SendCtrlAltDel,
+    }))
+}
+
+/// `PATCH /vm`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmStateBody {
+    state: VmState,
+}
+
+fn put_machine_config(input: &Input<'_>) -> Result<Request, Fault> {
+    let config: MachineConfig = input.read()?;
+    let deprecated = config.cpu_template.is_some();
+    Ok(Request { action: Action::PutMachineConfig(config), deprecated })
+}
+
+fn patch_machine_config(input: &Input<'_>) -> Result<Request, Fault> {
+    let patch: MachineConfigPatch = input.read()?;
+    if patch == MachineConfigPatch::default() {
+        return Err(fault("Empty PATCH request."));
+    }
+    let deprecated = patch.cpu_template.is_some();
+    Ok(Request { action: Action::PatchMachineConfig(patch), deprecated })
+}
+
+fn put_vsock(input: &Input<'_>) -> Result<Request, Fault> {
+    let vsock: Vsock = input.read()?;
+    let deprecated = vsock.vsock_id.is_some();
+    Ok(Request { action: Action::PutVsock(vsock), deprecated })
+}
+
+fn put_mmds_config(input: &Input<'_>) -> Result<Request, Fault> {
+    let config: MmdsConfig = input.read()?;
+    let deprecated = config.version == MmdsVersion::V1;
+    Ok(Request { action: Action::PutMmdsConfig(config), deprecated })
+}
+
+#[cfg(test)]
+#[path = "routes_tests.rs"]
+mod tests;

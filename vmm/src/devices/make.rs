@@ -1,0 +1,128 @@
+//! Devices from their declarations.
+
+use std::sync::{Arc, Mutex};
+
+use ::devices::legacy::Serial;
+use ::devices::mmds::{Mmds, MmdsPort, Version};
+use ::devices::rate_limiter::{Bucket, LimiterConfig};
+use ::devices::virtio::balloon::{Balloon, BalloonConfig};
+use ::devices::virtio::block::{Block, BlockConfig, CacheType};
+use ::devices::virtio::device::VirtioDevice;
+use ::devices::virtio::net::{Net, NetConfig, VhostMode};
+use ::devices::virtio::rng::Rng;
+use ::devices::virtio::vsock::{Vsock, VsockConfig};
+use resources::{Drive, MicrovmConfig, MmdsConfig, MmdsVersion, NetworkInterface, RateLimiter, TokenBucket};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{DeviceError, Name};
+use crate::console::Output;
+use crate::sink;
+
+/// A device that has no place yet.
+type Made = (Name, Box<dyn VirtioDevice>);
+
+/// The virtio devices that `config` declares, in the order in which the guest finds them.
+pub fn all(config: &MicrovmConfig, mmds: &Arc<Mutex<Mmds>>) -> Result<Vec<Made>, DeviceError> {
+    let mut all: Vec<Made> = Vec::new();
+    // The root drive is the first disk: the kernel is told that it is /dev/vda.
+    let (root, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
+    for drive in root.into_iter().chain(others) {
+        all.push((Name::Drive(drive.drive_id.clone()), Box::new(block(drive)?)));
+    }
+    for interface in &config.network_interfaces {
+        let port = config
+            .mmds_config
+            .as_ref()
+            .filter(|mmds| mmds.network_interfaces.contains(&interface.iface_id))
+            .map(|config| MmdsPort::new(Arc::clone(mmds), config.ipv4_address));
+        all.push((Name::Network(interface.iface_id.clone()), Box::new(net(interface, port)?)));
+    }
+    if let Some(vsock) = &config.vsock {
+        let config = VsockConfig { guest_cid: vsock.guest_cid.into(), uds_path: vsock.uds_path.clone() };
+        all.push((Name::Vsock, Box::new(Vsock::new(config)?)));
+    }
+    if let Some(entropy) = &config.entropy {
+        all.push((Name::Entropy, Box::new(Rng::new(limiter(entropy.rate_limiter))?)));
+    }
+    if let Some(balloon) = &config.balloon {
+        let config = BalloonConfig {
+            amount_mib: balloon.amount_mib,
+            deflate_on_oom: balloon.deflate_on_oom,
+            stats_polling_interval_s: balloon.stats_polling_interval_s,
+            free_page_reporting: balloon.free_page_reporting,
+        };
+        all.push((Name::Balloon, Box::new(Balloon::new(config)?)));
+    }
+    Ok(all)
+}
+
+/// Has the metadata service answer as declared.
+pub fn configure_mmds(mmds: &mut Mmds, config: &MmdsConfig) {
+    mmds.set_version(match config.version {
+        MmdsVersion::V1 => Version::V1,
+        MmdsVersion::V2 => Version::V2,
+    });
+    mmds.set_imds_compat(config.imds_compat);
+}
+
+/// The serial port, which writes to `output` unless a file is declared.
+pub fn serial(
+    config: Option<&resources::Serial>,
+    irq: EventFd,
+    output: Output,
+) -> Result<Serial, DeviceError> {
+    let output: Box<dyn std::io::Write + Send> =
+        match config.and_then(|config| config.serial_out_path.as_ref()) {
+            Some(path) => Box::new(sink::open(path)?),
+            None => Box::new(output),
+        };
+    let limit = config.and_then(|config| config.rate_limiter);
+    Serial::new(irq, output, limit).map_err(DeviceError::EventFd)
+}
+
+pub(super) fn limiter(limits: Option<RateLimiter>) -> LimiterConfig {
+    let limits = limits.unwrap_or_default();
+    LimiterConfig { bandwidth: limits.bandwidth.map(bucket), ops: limits.ops.map(bucket) }
+}
+
+pub(super) fn bucket(bucket: TokenBucket) -> Bucket {
+    Bucket {
+        size: bucket.size,
+        refill_time_ms: bucket.refill_time,
+        one_time_burst: bucket.one_time_burst.unwrap_or_default(),
+    }
+}
+
+fn block(drive: &Drive) -> Result<Block, DeviceError> {
+    let id = drive.drive_id.to_string();
+    let config = BlockConfig {
+        id: id.clone(),
+        path: drive.path_on_host.clone().unwrap_or_default(),
+        read_only: drive.is_read_only,
+        cache: match drive.cache_type {
+            resources::CacheType::Unsafe => CacheType::Unsafe,
+            resources::CacheType::Writeback => CacheType::Writeback,
+        },
+        limiter: limiter(drive.rate_limiter),
+    };
+    Block::new(config).map_err(|source| DeviceError::Drive { id, source })
+}
+
+fn net(interface: &NetworkInterface, mmds: Option<MmdsPort>) -> Result<Net, DeviceError> {
+    let id = interface.iface_id.to_string();
+    let config = NetConfig {
+        id: id.clone(),
+        tap: interface.host_dev_name.clone(),
+        mac: interface.guest_mac.map(|mac| mac.0),
+        mtu: interface.mtu,
+        vhost: match interface.vhost {
+            resources::VhostMode::Auto => VhostMode::Auto,
+            resources::VhostMode::On => VhostMode::On,
+            resources::VhostMode::Off => VhostMode::Off,
+        },
+        rx_limiter: limiter(interface.rx_rate_limiter),
+        tx_limiter: limiter(interface.tx_rate_limiter),
+        mmds,
+    };
+    Net::new(config).map_err(|source| DeviceError::Network { id, source })
+}

@@ -1,0 +1,242 @@
+//! Metrics: figures under Firecracker's names, as a line of JSON every minute and on demand.
+//!
+//! Only what is measured is there; a group of Firecracker's that is missing from a line has no figure here.
+
+mod exits;
+mod figure;
+mod writer;
+
+use std::time::Duration;
+
+pub use exits::VcpuExits;
+pub use figure::{Counter, Gauge};
+pub use writer::{FlushTimer, MetricsConfig, MetricsError, flush, init};
+
+use exits::AllExits;
+use figure::groups;
+
+/// The figures of this process.
+pub static METRICS: Metrics = Metrics::new();
+
+groups! {
+    /// All figures.
+    Metrics {
+        /// The start of the process.
+        api_server: ApiServer,
+        /// Requests that ask.
+        get_api_requests: GetRequests,
+        /// How long things took.
+        latencies_us: Latencies,
+        /// The log and the metrics themselves.
+        logger: Logger,
+        /// Requests that change.
+        patch_api_requests: PatchRequests,
+        /// Requests that define or do.
+        put_api_requests: PutRequests,
+        /// Signals that ended us.
+        signals: Signals,
+        /// All vCPUs together.
+        vcpu: Vcpu,
+        /// The process.
+        vmm: Vmm,
+    }
+
+    /// How long it took until the API was served.
+    ApiServer {
+        /// Microseconds since the time that `--start-time-us` names.
+        process_startup_time_us: Gauge,
+        /// Microseconds of CPU time, the parent's included.
+        process_startup_time_cpu_us: Gauge,
+    }
+
+    /// Requests that ask, by endpoint.
+    GetRequests {
+        /// `/`
+        instance_info_count: Counter,
+        /// `/machine-config`
+        machine_cfg_count: Counter,
+        /// `/mmds`
+        mmds_count: Counter,
+        /// `/version`
+        vmm_version_count: Counter,
+    }
+
+    /// Requests that define or do, by endpoint.
+    PutRequests {
+        /// `/actions`
+        actions_count: Counter,
+        /// Those refused.
+        actions_fails: Counter,
+        /// `/boot-source`
+        boot_source_count: Counter,
+        /// Those refused.
+        boot_source_fails: Counter,
+        /// `/cpu-config`
+        cpu_cfg_count: Counter,
+        /// Those refused.
+        cpu_cfg_fails: Counter,
+        /// `/drives/ID`
+        drive_count: Counter,
+        /// Those refused.
+        drive_fails: Counter,
+        /// `/logger`
+        logger_count: Counter,
+        /// Those refused.
+        logger_fails: Counter,
+        /// `/machine-config`
+        machine_cfg_count: Counter,
+        /// Those refused.
+        machine_cfg_fails: Counter,
+        /// `/metrics`
+        metrics_count: Counter,
+        /// Those refused.
+        metrics_fails: Counter,
+        /// `/mmds` and `/mmds/config`
+        mmds_count: Counter,
+        /// Those refused.
+        mmds_fails: Counter,
+        /// `/network-interfaces/ID`
+        network_count: Counter,
+        /// Those refused.
+        network_fails: Counter,
+        /// `/serial`
+        serial_count: Counter,
+        /// Those refused.
+        serial_fails: Counter,
+        /// `/vsock`
+        vsock_count: Counter,
+        /// Those refused.
+        vsock_fails: Counter,
+    }
+
+    /// Requests that change, by endpoint.
+    PatchRequests {
+        /// `/drives/ID`
+        drive_count: Counter,
+        /// Those refused.
+        drive_fails: Counter,
+        /// `/machine-config`
+        machine_cfg_count: Counter,
+        /// Those refused.
+        machine_cfg_fails: Counter,
+        /// `/mmds`
+        mmds_count: Counter,
+        /// Those refused.
+        mmds_fails: Counter,
+        /// `/network-interfaces/ID`
+        network_count: Counter,
+        /// Those refused.
+        network_fails: Counter,
+    }
+
+    /// How long the last one of its kind took, in microseconds.
+    Latencies {
+        /// Pausing all vCPUs.
+        pause_vm: Gauge,
+        /// Resuming all vCPUs.
+        resume_vm: Gauge,
+    }
+
+    /// The log and the metrics themselves.
+    Logger {
+        /// Log lines that their reader had no room for.
+        missed_log_count: Counter,
+        /// Lines of metrics that could not be written. What they held is in the next one.
+        missed_metrics_count: Counter,
+        /// Log lines that were suppressed, as there were too many.
+        rate_limited_log_count: Counter,
+    }
+
+    /// Signals that ended us: 0 or 1.
+    Signals {
+        /// SIGHUP.
+        sighup: Gauge,
+    }
+
+    /// All vCPUs together.
+    Vcpu {
+        /// Port reads by the guest that left it.
+        exit_io_in: Counter,
+        /// Port writes.
+        exit_io_out: Counter,
+        /// Memory-mapped reads.
+        exit_mmio_read: Counter,
+        /// Memory-mapped writes.
+        exit_mmio_write: Counter,
+        /// vCPUs that could not go on.
+        failures: Counter,
+        /// Where the exits are counted.
+        #[serde(skip)]
+        exits: AllExits,
+    }
+
+    /// The process.
+    Vmm {
+        /// 1 if a thread panicked.
+        panic_count: Gauge,
+    }
+}
+
+impl Metrics {
+    /// Counts a request of the API, if its endpoint has a figure: `method` in upper case, the path from its first
+    /// slash, and whether it was refused.
+    pub fn count_request(&self, method: &str, path: &str, refused: bool) {
+        let endpoint = path.trim_start_matches('/').split(['/', '?']).next().unwrap_or_default();
+        let (get, put, patch) = (&self.get_api_requests, &self.put_api_requests, &self.patch_api_requests);
+        let (count, fails) = match (method, endpoint) {
+            ("GET", "") => (&get.instance_info_count, None),
+            ("GET", "machine-config") => (&get.machine_cfg_count, None),
+            ("GET", "mmds") => (&get.mmds_count, None),
+            ("GET", "version") => (&get.vmm_version_count, None),
+            ("PUT", "actions") => (&put.actions_count, Some(&put.actions_fails)),
+            ("PUT", "boot-source") => (&put.boot_source_count, Some(&put.boot_source_fails)),
+            ("PUT", "cpu-config") => (&put.cpu_cfg_count, Some(&put.cpu_cfg_fails)),
+            ("PUT", "drives") => (&put.drive_count, Some(&put.drive_fails)),
+            ("PUT", "logger") => (&put.logger_count, Some(&put.logger_fails)),
+            ("PUT", "machine-config") => (&put.machine_cfg_count, Some(&put.machine_cfg_fails)),
+            ("PUT", "metrics") => (&put.metrics_count, Some(&put.metrics_fails)),
+            ("PUT", "mmds") => (&put.mmds_count, Some(&put.mmds_fails)),
+            ("PUT", "network-interfaces") => (&put.network_count, Some(&put.network_fails)),
+            ("PUT", "serial") => (&put.serial_count, Some(&put.serial_fails)),
+            ("PUT", "vsock") => (&put.vsock_count, Some(&put.vsock_fails)),
+            ("PATCH", "drives") => (&patch.drive_count, Some(&patch.drive_fails)),
+            ("PATCH", "machine-config") => (&patch.machine_cfg_count, Some(&patch.machine_cfg_fails)),
+            ("PATCH", "mmds") => (&patch.mmds_count, Some(&patch.mmds_fails)),
+            ("PATCH", "network-interfaces") => (&patch.network_count, Some(&patch.network_fails)),
+            _ => return,
+        };
+        count.inc();
+        if let Some(fails) = fails.filter(|_| refused) {
+            fails.inc();
+        }
+    }
+
+    /// Notes how long the start took, from what the jailer hands over by `--start-time-us`,
+    /// `--start-time-cpu-us` and `--parent-cpu-time-us`: microseconds of CLOCK_MONOTONIC, of our CPU time, and of
+    /// the parent's.
+    pub fn note_start(&self, start_us: Option<u64>, start_cpu_us: Option<u64>, parent_cpu_us: Option<u64>) {
+        if let Some(start) = start_us {
+            let took = microseconds(libc::CLOCK_MONOTONIC).saturating_sub(start);
+            self.api_server.process_startup_time_us.store(took);
+        }
+        if let Some(start) = start_cpu_us {
+            let took = microseconds(libc::CLOCK_PROCESS_CPUTIME_ID).saturating_sub(start);
+            let parent = parent_cpu_us.unwrap_or_default();
+            self.api_server.process_startup_time_cpu_us.store(took.saturating_add(parent));
+        }
+    }
+}
+
+/// What a clock of ours, which does not fail, shows.
+fn microseconds(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is valid for the one struct that is written.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or_default();
+    let time = Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds);
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

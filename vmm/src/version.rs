@@ -1,0 +1,12 @@
+//! Which version this is, in the words that clients understand.
+
+/// The version of Firecracker whose API and command line this speaks.
+pub const FIRECRACKER: &str = "1.17.0";
+
+/// Our own version.
+pub const PINFOLD: &str = env!("CARGO_PKG_VERSION");
+
+/// What `--version` prints. Clients of Firecracker's read the second word.
+pub fn line() -> String {
+    format!("Firecracker v{FIRECRACKER} (Pinfold {PINFOLD})")
+}
