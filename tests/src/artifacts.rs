@@ -13,6 +13,10 @@ pub struct Binaries {
     pub pinfold: PathBuf,
     /// The runner of cases and agent of the host.
     pub suite: PathBuf,
+    /// What guests run beside busybox.
+    pub guest: PathBuf,
+    /// The API's client.
+    pub pinctl: PathBuf,
 }
 
 /// Cargo's target folder.
@@ -33,8 +37,9 @@ pub fn target_dir() -> Result<&'static Path, HostError> {
 /// Builds the binaries in the profile that we were built in. `PINFOLD_BINARY` names another `pinfold` to
 /// test, which must be static as the emulated host has its own C library.
 pub fn binaries() -> Result<Binaries, HostError> {
-    let _step = Step::new("building pinfold and pinfold-suite");
-    let mut arguments = vec!["build", "--message-format=json-render-diagnostics", "--bin=pinfold-suite"];
+    let _step = Step::new("building pinfold and what tests it");
+    let mut arguments = vec!["build", "--message-format=json-render-diagnostics"];
+    arguments.extend(["--bin=pinfold-suite", "--bin=pinfold-guest", "--bin=pinctl"]);
     if !cfg!(debug_assertions) {
         arguments.push("--release");
     }
@@ -42,7 +47,7 @@ pub fn binaries() -> Result<Binaries, HostError> {
     match given {
         // The same features as `cargo test --workspace` builds with, so that nothing is compiled twice.
         None => arguments.extend(["--workspace", "--bin=pinfold"]),
-        Some(_) => arguments.extend(["--package", "tests"]),
+        Some(_) => arguments.extend(["--package", "tests", "--package", "api_server"]),
     }
     let output = cargo(&arguments)?;
     let executable = |name: &str| {
@@ -54,7 +59,12 @@ pub fn binaries() -> Result<Binaries, HostError> {
             .ok_or_else(|| HostError::Unexpected(format!("cargo built no binary {name}")))
     };
     let pinfold = given.map_or_else(|| executable("pinfold"), Ok)?;
-    Ok(Binaries { pinfold, suite: executable("pinfold-suite")? })
+    Ok(Binaries {
+        pinfold,
+        suite: executable("pinfold-suite")?,
+        guest: executable("pinfold-guest")?,
+        pinctl: executable("pinctl")?,
+    })
 }
 
 /// Runs cargo in the workspace. Its messages for people go where ours go.

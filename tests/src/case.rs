@@ -95,6 +95,8 @@ impl Case {
 pub struct Ctx {
     /// The binary under test.
     pub pinfold: PathBuf,
+    /// The API's client.
+    pub pinctl: PathBuf,
     /// The guest's kernel as ELF.
     pub vmlinux: PathBuf,
     /// The guest's kernel as bzImage.
@@ -108,10 +110,11 @@ pub struct Ctx {
 }
 
 impl Ctx {
-    /// The context of files named as in a job folder (`pinfold`, `vmlinux`, `bzImage`, `initramfs`).
+    /// The context of files named as in a job folder (`pinfold`, `pinctl`, `vmlinux`, `bzImage`, `initramfs`).
     pub fn of_job(job: &Path, scratch: &Path, scratch_disk: Option<PathBuf>) -> Self {
         Self {
             pinfold: job.join("pinfold"),
+            pinctl: job.join("pinctl"),
             vmlinux: job.join("vmlinux"),
             bzimage: job.join("bzImage"),
             initramfs: job.join("initramfs"),

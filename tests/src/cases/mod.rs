@@ -1,14 +1,18 @@
 //! All cases.
 
+mod api;
 mod bad_input;
 mod blk;
 mod boots;
 mod demo;
+mod fctools;
 mod host_selfcheck;
+mod kata;
 mod lab_selfcheck;
 mod net;
 mod own_base;
 mod placement;
+mod readme;
 
 pub use demo::DEMO;
 
@@ -23,6 +27,10 @@ pub fn all() -> Vec<&'static Case> {
         blk::CASES,
         net::CASES,
         bad_input::CASES,
+        api::CASES,
+        fctools::CASES,
+        kata::CASES,
+        readme::CASES,
         own_base::CASES,
         placement::CASES,
     ]

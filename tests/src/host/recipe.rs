@@ -79,7 +79,15 @@ pub const MASKED_UNITS: [&str; 10] = [
 pub const HOST_INITRD_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
 /// Modules of the guests.
-pub const GUEST_MODULES: [&str; 4] = ["virtio_ring", "virtio_mmio", "virtio_blk", "virtio_net"];
+pub const GUEST_MODULES: [&str; 7] = [
+    "virtio_ring",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+    "vmw_vsock_virtio_transport",
+    "virtio_rng",
+    "virtio_balloon",
+];
 
 /// Init of the guests.
 pub const GUEST_INIT: &str = include_str!("../../guest/init");

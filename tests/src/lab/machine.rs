@@ -1,6 +1,6 @@
 //! A VM under test.
 
-use super::{Group, PATIENCE, Tap};
+use super::{Api, Group, PATIENCE, Tap};
 use crate::case::{Ctx, Failure};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -121,16 +121,36 @@ impl Machine {
     }
 
     /// Writes the JSON file and launches `pinfold --no-api --config-file FILE`.
-    pub fn start(mut self) -> Result<Running, Failure> {
-        let args =
-            format!("console=ttyS0 quiet reboot=k panic=-1 pinfold.run={}{}", self.steps, self.extra_args);
-        if self.config.pointer("/boot-source/boot_args").is_none() {
-            self = self.set("/boot-source/boot_args", json!(args));
-        }
-        std::fs::write(&self.config_file, serde_json::to_vec_pretty(&self.config)?)?;
+    pub fn start(self) -> Result<Running, Failure> {
+        std::fs::write(&self.config_file, serde_json::to_vec_pretty(&self.declaration())?)?;
         let mut command = Command::new(&self.pinfold);
         command.arg("--no-api").arg("--config-file").arg(&self.config_file);
         Running::spawn(command, self.doors, self.silent)
+    }
+
+    /// Launches `pinfold --api-sock SOCKET --cgroup JSON` and waits for the socket. Nothing is declared but the
+    /// placement; [`Self::declaration`] says what would be.
+    pub fn serve(self) -> Result<(Running, Api), Failure> {
+        let socket = self.config_file.with_file_name("api.sock");
+        let mut command = Command::new(&self.pinfold);
+        command.arg("--api-sock").arg(&socket).arg("--cgroup").arg(self.config["cgroup"].to_string());
+        let running = Running::spawn(command, self.doors, self.silent)?;
+        let api = Api::connect(&socket)
+            .map_err(|failure| Failure(format!("{failure}; pinfold says: {}", running.errors())))?;
+        Ok((running, api))
+    }
+
+    /// The configuration as [`Self::start`] would write it.
+    pub fn declaration(&self) -> Value {
+        let mut config = self.config.clone();
+        if config.pointer("/boot-source/boot_args").is_none() {
+            config["boot-source"]["boot_args"] = json!(self.boot_args_text());
+        }
+        config
+    }
+
+    fn boot_args_text(&self) -> String {
+        format!("console=ttyS0 quiet reboot=k panic=-1 pinfold.run={}{}", self.steps, self.extra_args)
     }
 
     fn push(mut self, list: &str, value: Value) -> Self {
@@ -206,12 +226,18 @@ impl Running {
         Ok(stdin.flush()?)
     }
 
+    /// Gives the waiting guest an order that it answers with one line, and returns that.
+    pub fn ask(&mut self, order: &str) -> Result<String, Failure> {
+        // A tag tells this answer from earlier ones.
+        let tag = format!("#{} ", format!("{:?}", Instant::now()).replace(|c: char| !c.is_ascii_digit(), ""));
+        self.send_line(&format!("{tag}{order}"))?;
+        let line = self.wait_for_guest(&tag)?;
+        Ok(line.strip_prefix(tag.as_str()).unwrap_or_default().to_owned())
+    }
+
     /// Asks the waiting guest for its counters of I/O so far: their sum, in sectors and packets.
     pub fn guest_io(&mut self) -> Result<u64, Failure> {
-        // A tag tells this answer from earlier ones.
-        let tag = format!("{:?}", Instant::now()).replace(|c: char| !c.is_ascii_digit(), "");
-        self.send_line(&format!("io {tag}"))?;
-        let line = self.wait_for_guest(&format!("io {tag} "))?;
+        let line = self.ask("io")?;
         let count = line.split(' ').next_back().and_then(|word| word.parse().ok());
         count.ok_or_else(|| Failure(format!("the guest said `{line}`")))
     }

@@ -1,14 +1,18 @@
 //! What cases are written with: a VM under test, the cgroups and TAPs around it, and a scanner that says
 //! where each of its threads is. Nothing here uses product code: it is what the product is measured by.
 
+mod api;
 mod cgroups;
 mod machine;
+mod openapi;
 mod tap;
 mod threads;
 mod tree;
 
+pub use api::{Api, Response, request};
 pub use cgroups::{Group, Made, Pod, Unit, caller};
 pub use machine::{Machine, Running};
+pub use openapi::get_as_documented;
 pub use tap::Tap;
 pub use threads::{Role, Thread, scan, strays};
 pub use tree::render;
