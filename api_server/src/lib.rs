@@ -12,6 +12,8 @@ mod routes;
 mod server;
 
 #[cfg(test)]
+mod openapi_properties;
+#[cfg(test)]
 mod openapi_tests;
 
 pub use client::{Client, ClientError};

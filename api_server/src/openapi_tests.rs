@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use crate::parse;
 use crate::routes::ROUTES;
 
-fn document() -> Value {
+pub fn document() -> Value {
     serde_json::from_str(include_str!("../../resources/assets/openapi.json")).unwrap()
 }
 
 /// Each operation with its path and method.
-fn operations(document: &Value) -> Vec<(String, Method, Value)> {
+pub fn operations(document: &Value) -> Vec<(String, Method, Value)> {
     let mut all = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap().iter().filter(|(key, _)| *key != "parameters") {
@@ -27,7 +27,7 @@ fn operations(document: &Value) -> Vec<(String, Method, Value)> {
 }
 
 /// The schema that `schema` stands for; that which is not null where there is a choice.
-fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+pub fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     if let Some(reference) = schema["$ref"].as_str() {
         return resolve(document, document.pointer(&reference[1..]).expect(reference));
     }

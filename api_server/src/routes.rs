@@ -84,7 +84,7 @@ pub(crate) static ROUTES: &[Route] = &[
     put("/logger", |input| Ok(Action::PutLogger(input.read()?).into())),
     put("/metrics", |input| Ok(Action::PutMetrics(input.read()?).into())),
     put("/balloon", |input| Ok(Action::PutBalloon(input.read()?).into())),
-    put("/mmds", |input| Ok(Action::PutMmds(input.read()?).into())),
+    put("/mmds", |input| Ok(Action::PutMmds(input.read_any()?).into())),
     put("/mmds/config", put_mmds_config),
     patch("/machine-config", patch_machine_config),
     patch("/drives/{drive_id}", |input| {
@@ -96,7 +96,7 @@ pub(crate) static ROUTES: &[Route] = &[
     }),
     patch("/balloon", |input| Ok(Action::PatchBalloon(input.read()?).into())),
     patch("/balloon/statistics", |input| Ok(Action::PatchBalloonStats(input.read()?).into())),
-    patch("/mmds", |input| Ok(Action::PatchMmds(input.read()?).into())),
+    patch("/mmds", |input| Ok(Action::PatchMmds(input.read_any()?).into())),
     patch("/vm", |input| Ok(Action::SetVmState(input.read::<VmStateBody>()?.state).into())),
     not_yet(Method::PUT, "/snapshot/create", "taking a snapshot"),
     not_yet(Method::PUT, "/snapshot/load", "loading a snapshot"),
@@ -180,6 +180,15 @@ struct Input<'a> {
 
 impl Input<'_> {
     fn read<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        // serde takes an array for a struct, too.
+        if self.body.trim_ascii_start().starts_with(b"[") {
+            return Err(unreadable("invalid type: array, expected an object"));
+        }
+        self.read_any()
+    }
+
+    /// The body, which may be any JSON.
+    fn read_any<T: DeserializeOwned>(&self) -> Result<T, Fault> {
         let mut json = serde_json::Deserializer::from_slice(self.body);
         let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().to_string();

@@ -255,6 +255,7 @@ fn refusals(ctx: &Ctx) -> Result<(), Failure> {
     let fault = api.request("PATCH", "/drives/a", body)?.fault()?;
     check!(fault.contains("there is no drive \"a\""), "`{fault}`");
     slow_and_many(&api)?;
+    a_thousand(&api, vm.pid())?;
     drop(tap);
     vm.send_line("poweroff")?;
     vm.expect_exit(0)
@@ -268,5 +269,42 @@ fn slow_and_many(api: &Api) -> Result<(), Failure> {
     let response = api.request("PUT", "/mmds", &large)?;
     check!(response.status == 400 && response.body.contains("error"), "{response:?}");
     check!(api.get("/")?["state"] == "Running", "others wait");
+    Ok(())
+}
+
+/// A thousand connections with rubbish, with requests, and with nothing: each is answered or closed, and none leaves
+/// a descriptor behind.
+fn a_thousand(api: &Api, pid: u32) -> Result<(), Failure> {
+    let descriptors = || Ok::<_, Failure>(fs::read_dir(format!("/proc/{pid}/fd"))?.count());
+    // The connections of before may still be closing.
+    let before = descriptors()?;
+    for _ in 0..10 {
+        let mut connections = Vec::new();
+        for index in 0..100 {
+            let mut connection = api.connection()?;
+            let text = match index % 4 {
+                0 => "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+                1 => "\u{16}\u{3}\u{1} rubbish\r\n\r\n",
+                2 => "PUT /actions HTTP/1.1\r\nContent-Length: nine\r\n\r\n",
+                _ => "",
+            };
+            // It may have been refused and closed already.
+            if !text.is_empty() && connection.send(text).is_ok() {
+                connections.push(connection);
+            }
+        }
+        for mut connection in connections {
+            // An answer, or the end; what must not be is that nothing comes.
+            if let Err(failure) = connection.response() {
+                check!(!failure.0.contains("temporarily unavailable"), "no answer and no end: {failure}");
+            }
+        }
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while descriptors()? > before {
+        check!(Instant::now() < deadline, "{} descriptors, {before} before", descriptors()?);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    check!(api.get("/")?["state"] == "Running", "it does not answer any more");
     Ok(())
 }
