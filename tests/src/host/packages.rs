@@ -8,11 +8,15 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 /// The packages, each with a file that shows that it is there.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
     ("mmdebstrap", "/usr/bin/mmdebstrap"),
     ("e2fsprogs", "/sbin/mke2fs"),
     ("xz-utils", "/usr/bin/xz"),
+    // What cases use when they run on this machine.
+    ("curl", "/usr/bin/curl"),
+    ("iproute2", "/sbin/ip"),
+    ("iputils-ping", "/usr/bin/ping"),
     ("debian-archive-keyring", KEYRING),
     ("apt", "/usr/bin/apt-get"),
 ];
