@@ -189,16 +189,7 @@ impl Input<'_> {
 
     /// The body, which may be any JSON.
     fn read_any<T: DeserializeOwned>(&self) -> Result<T, Fault> {
-        let mut json = serde_json::Deserializer::from_slice(self.body);
-        let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            let path = error.path().to_string();
-            match path.as_str() {
-                "." => unreadable(error.into_inner()),
-                _ => unreadable(format_args!("{path}: {}", error.into_inner())),
-            }
-        })?;
-        json.end().map_err(unreadable)?;
-        Ok(value)
+        resources::from_json(self.body).map_err(unreadable)
     }
 
     /// The body, whose id must be that of the path.

@@ -32,4 +32,5 @@ pub mod bus;
 pub mod legacy;
 pub mod mmds;
 pub mod rate_limiter;
+mod retry;
 pub mod virtio;

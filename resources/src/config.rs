@@ -101,8 +101,8 @@ fn at(section: String) -> impl FnOnce((&'static str, String)) -> ConfigError {
 }
 
 /// Reads JSON, naming the field that is wrong by its path.
-fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
-    let mut json = serde_json::Deserializer::from_str(text);
+pub fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, ConfigError> {
+    let mut json = serde_json::Deserializer::from_slice(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         match path.as_str() {
@@ -117,7 +117,7 @@ fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
 impl MicrovmConfig {
     /// Reads and checks a configuration file's text.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let config: Self = read(text)?;
+        let config: Self = from_json(text.as_bytes())?;
         config.check_bootable()?;
         config.check()?;
         Ok(config)
@@ -125,7 +125,7 @@ impl MicrovmConfig {
 
     /// A microVM of which only the section `cgroup` is declared, by its text.
     pub fn from_cgroup_json(text: &str) -> Result<Self, ConfigError> {
-        let config = Self { cgroup: read(text)?, ..Self::default() };
+        let config = Self { cgroup: from_json(text.as_bytes())?, ..Self::default() };
         config.check()?;
         Ok(config)
     }

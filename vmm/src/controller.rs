@@ -1,7 +1,6 @@
 //! What is asked of the microVM, done: the one place where actions meet what is there.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -18,15 +17,6 @@ use crate::machine::{Machine, MachineError, Options};
 use crate::metrics::{self, METRICS};
 use crate::placement::Placement;
 use crate::{observability, threads, version};
-
-/// A file that was declared cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{field}: cannot open {path}", path = path.display())]
-struct OpenError {
-    field: &'static str,
-    path: PathBuf,
-    source: io::Error,
-}
 
 /// The declared microVM, and the running one when it was started.
 pub struct Controller<'a> {
@@ -193,12 +183,7 @@ impl<'a> Controller<'a> {
 }
 
 fn can_open(field: &'static str, kind: Kind, path: Option<&Path>) -> Result<(), Fault> {
-    match path.map(|path| files::open(path, kind)).transpose() {
-        Ok(_) => Ok(()),
-        Err(source) => {
-            Err(fault(OpenError { field, path: path.unwrap_or(Path::new("")).to_owned(), source }))
-        }
-    }
+    path.map_or(Ok(()), |path| files::open(field, path, kind).map(drop)).map_err(fault)
 }
 
 fn mmds_fault(error: MmdsError) -> Fault {

@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+pub use resources::chain;
+
 /// Exit codes, as Firecracker's clients know them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -42,16 +44,4 @@ impl Failure {
     pub fn generic(error: &dyn Error) -> Self {
         Self { code: Code::Generic, message: chain(error) }
     }
-}
-
-/// An error and what caused it, in one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text.replace('\n', " ")
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a name may stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +14,22 @@ pub enum Kind {
     Disk,
 }
 
-/// Opens `path` to read it. What is of another kind is refused: a FIFO, for one, would have us wait for its writer.
-pub fn open(path: &Path, kind: Kind) -> io::Result<File> {
+/// A file that was named cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}: cannot open {path}", path = path.display())]
+pub struct OpenError {
+    field: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Opens `path`, which `field` names, to read it. What is of another kind is refused: a FIFO, for one, would have us
+/// wait for its writer.
+pub fn open(field: &'static str, path: &Path, kind: Kind) -> Result<File, OpenError> {
+    open_kind(path, kind).map_err(|source| OpenError { field, path: path.to_owned(), source })
+}
+
+fn open_kind(path: &Path, kind: Kind) -> io::Result<File> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let found = file.metadata()?.file_type();
     match kind {
@@ -39,9 +53,9 @@ mod tests {
         // SAFETY: the path is a NUL-terminated string.
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
         for kind in [Kind::File, Kind::Disk] {
-            open(&file, kind).unwrap();
+            open("f", &file, kind).unwrap();
             for other in [&fifo, folder.path()] {
-                assert_eq!(open(other, kind).unwrap_err().kind(), ErrorKind::InvalidInput);
+                assert_eq!(open("f", other, kind).unwrap_err().source.kind(), ErrorKind::InvalidInput);
             }
         }
     }

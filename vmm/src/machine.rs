@@ -1,8 +1,7 @@
 //! A microVM from its configuration to its end.
 
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use ::devices::legacy::{ExitSignal, Timestamp};
@@ -26,7 +25,7 @@ use crate::console::{self, Input, Output, RawTerminal};
 use crate::cpu_template::{self, TemplateError};
 use crate::devices::{DeviceError, Devices};
 use crate::event_loop::{ConsoleInput, EventLoop};
-use crate::files::{self, Kind};
+use crate::files::{self, Kind, OpenError};
 use crate::memory::{self, MemoryError};
 use crate::placement::Placement;
 use crate::vcpu::{Outside, VcpuError, Vcpus};
@@ -51,15 +50,8 @@ pub enum MachineError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A file that the guest boots from.
-    #[error("boot-source.{field}: cannot open {path}", path = path.display())]
-    Open {
-        /// The field that names it.
-        field: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the host said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// The kernel.
     #[error("boot-source.kernel_image_path: {path}", path = path.display())]
     Kernel {
@@ -213,14 +205,6 @@ impl Machine {
     }
 }
 
-fn open(field: &'static str, path: &Path) -> Result<File, MachineError> {
-    files::open(path, Kind::File).map_err(|source| MachineError::Open {
-        field,
-        path: path.to_owned(),
-        source,
-    })
-}
-
 /// Puts the kernel, the initrd and everything that describes the platform into guest memory.
 fn load_guest(
     config: &MicrovmConfig,
@@ -236,10 +220,11 @@ fn load_guest(
         Some(_) => ImagePlacement::Copy,
     };
     let path = &source.kernel_image_path;
-    let kernel = arch::kernel::load(memory, &open("kernel_image_path", path)?, how)
-        .map_err(|source| MachineError::Kernel { path: path.clone(), source })?;
+    let kernel =
+        arch::kernel::load(memory, &files::open("boot-source.kernel_image_path", path, Kind::File)?, how)
+            .map_err(|source| MachineError::Kernel { path: path.clone(), source })?;
     let initrd = source.initrd_path.as_ref().map(|path| {
-        arch::initrd::load(memory, &open("initrd_path", path)?, &kernel, how)
+        arch::initrd::load(memory, &files::open("boot-source.initrd_path", path, Kind::File)?, &kernel, how)
             .map_err(|source| MachineError::Initrd { path: path.clone(), source })
     });
     let initrd = initrd.transpose()?;

@@ -6,7 +6,7 @@ mod exits;
 mod figure;
 mod writer;
 
-use std::time::Duration;
+use ::devices::legacy::Timestamp;
 
 pub use exits::VcpuExits;
 pub use figure::{Counter, Gauge};
@@ -215,27 +215,17 @@ impl Metrics {
     /// `--start-time-cpu-us` and `--parent-cpu-time-us`: microseconds of CLOCK_MONOTONIC, of our CPU time, and of
     /// the parent's.
     pub fn note_start(&self, start_us: Option<u64>, start_cpu_us: Option<u64>, parent_cpu_us: Option<u64>) {
+        let now = Timestamp::now();
         if let Some(start) = start_us {
-            let took = microseconds(libc::CLOCK_MONOTONIC).saturating_sub(start);
+            let took = now.wall_us.saturating_sub(start);
             self.api_server.process_startup_time_us.store(took);
         }
         if let Some(start) = start_cpu_us {
-            let took = microseconds(libc::CLOCK_PROCESS_CPUTIME_ID).saturating_sub(start);
+            let took = now.cpu_us.saturating_sub(start);
             let parent = parent_cpu_us.unwrap_or_default();
             self.api_server.process_startup_time_cpu_us.store(took.saturating_add(parent));
         }
     }
-}
-
-/// What a clock of ours, which does not fail, shows.
-fn microseconds(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is valid for the one struct that is written.
-    unsafe { libc::clock_gettime(clock, &raw mut time) };
-    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
-    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or_default();
-    let time = Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds);
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

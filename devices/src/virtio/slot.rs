@@ -235,7 +235,7 @@ impl Slot {
         served.failures = served.failures.saturating_add(1);
         if served.failures <= LOGGED_FAILURES {
             let kind = served.device.device_type();
-            log::warn!("virtio device of type {kind}: {}; it needs a reset", with_sources(error));
+            log::warn!("virtio device of type {kind}: {}; it needs a reset", resources::chain(error));
         }
         if let Life::Running(_) = std::mem::replace(&mut served.life, Life::Failed) {
             served.device.reset();
@@ -265,18 +265,6 @@ impl Slot {
     fn lock(&self) -> MutexGuard<'_, Served> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// An error and what caused it, in one line.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! pod's.
 
 use crate::case::{Case, Ctx, Failure, Needs};
-use crate::lab::{Machine, Pod, Tap, caller, render, scan, strays};
+use crate::lab::{Machine, Pod, Tap, caller, containers_of_record, render, scan, strays};
 use serde_json::json;
 use std::fs::File;
 use std::time::Duration;
@@ -34,14 +34,7 @@ fn run(ctx: &Ctx) -> Result<(), Failure> {
         .cgroup(json!({
             "parent": pod.path(),
             "overhead": { "cpu": { "quota": 100_000, "period": 100_000 }, "memory": { "limit": 134_217_728 } },
-            "containers": [
-                { "id": "cont-2cpu-400m", "resources": {
-                    "cpu": { "shares": 2048, "quota": 200_000, "period": 100_000 },
-                    "memory": { "limit": 419_430_400 } } },
-                { "id": "cont-3cpu-200m", "resources": {
-                    "cpu": { "shares": 3072, "quota": 300_000, "period": 100_000 },
-                    "memory": { "limit": 209_715_200 } } },
-            ],
+            "containers": containers_of_record(),
         }))
         .from_caller(&caller)?
         .start()?;

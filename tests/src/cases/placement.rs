@@ -2,7 +2,10 @@
 
 use crate::case::{Case, CgroupVersion, Ctx, Failure, Kernel, Needs};
 use crate::check;
-use crate::lab::{Group, Machine, PATIENCE, Pod, Role, Running, Tap, Thread, Unit, render, scan, strays};
+use crate::lab::{
+    Group, Machine, PATIENCE, Pod, Role, Running, Tap, Thread, Unit, containers_of_record, render, scan,
+    strays,
+};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
@@ -134,14 +137,7 @@ fn launch(ctx: &Ctx, pod: &Pod, caller: &Group, tap: &Tap) -> Result<Running, Fa
         .set("/network-interfaces/0/vhost", json!("on"))
         .cgroup(json!({
             "parent": pod.path(),
-            "containers": [
-                { "id": "cont-2cpu-400m", "resources": {
-                    "cpu": { "shares": 2048, "quota": 200_000, "period": 100_000 },
-                    "memory": { "limit": 419_430_400 } } },
-                { "id": "cont-3cpu-200m", "resources": {
-                    "cpu": { "shares": 3072, "quota": 300_000, "period": 100_000 },
-                    "memory": { "limit": 209_715_200 } } },
-            ],
+            "containers": containers_of_record(),
         }))
         .from_caller(caller)?
         .start()?;

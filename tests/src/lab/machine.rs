@@ -161,6 +161,18 @@ impl Machine {
     }
 }
 
+/// The two containers of the design's example, for the section `cgroup`: together 5 CPUs, 5120 shares and 600 MiB.
+pub fn containers_of_record() -> Value {
+    json!([
+        { "id": "cont-2cpu-400m", "resources": {
+            "cpu": { "shares": 2048, "quota": 200_000, "period": 100_000 },
+            "memory": { "limit": 419_430_400 } } },
+        { "id": "cont-3cpu-200m", "resources": {
+            "cpu": { "shares": 3072, "quota": 300_000, "period": 100_000 },
+            "memory": { "limit": 209_715_200 } } },
+    ])
+}
+
 /// A launched VM. Dropping it kills it.
 #[derive(Debug)]
 pub struct Running {

@@ -11,7 +11,7 @@ mod tree;
 
 pub use api::{Api, Response, request};
 pub use cgroups::{Group, Made, Pod, Unit, caller};
-pub use machine::{Machine, Running};
+pub use machine::{Machine, Running, containers_of_record};
 pub use openapi::get_as_documented;
 pub use tap::Tap;
 pub use threads::{Role, Thread, scan, strays};

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use api_server::{Client, Method};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use resources::chain;
 use serde_json::{Value, json};
 
 /// Exit code of `threads` when there are threads that are not where they belong.
@@ -143,18 +144,6 @@ fn fail(message: &str) -> ExitCode {
     // There is nobody else to tell.
     let _ = writeln!(io::stderr(), "pinctl: {}", message.replace('\n', " "));
     ExitCode::FAILURE
-}
-
-/// An error and what caused it.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn one_line(error: &clap::Error) -> String {

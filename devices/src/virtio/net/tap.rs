@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use libc::iovec;
 
 use super::HEADER_LEN;
+use crate::retry::retry;
 use crate::virtio::iovec::ChainBuffers;
 
 /// Where interfaces are attached.
@@ -216,17 +217,4 @@ fn attach(file: &File, name: &CString, flags: libc::c_int) -> io::Result<()> {
 
 fn errno(result: &io::Result<()>) -> Option<i32> {
     result.as_ref().err().and_then(io::Error::raw_os_error)
-}
-
-/// Repeats `call` while signals interrupt it.
-fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        if let Ok(len) = usize::try_from(call()) {
-            return Ok(len);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use libc::iovec;
 
+use crate::retry::retry;
 use crate::virtio::iovec::ChainBuffers;
 
 /// How many pieces of guest memory one system call moves.
@@ -149,17 +150,4 @@ unsafe fn send_pieces(socket: &UnixStream, pieces: *const iovec, count: usize) -
     message.msg_iovlen = count;
     // SAFETY: the caller vouches for the pieces, which the kernel only reads.
     retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
-}
-
-/// Repeats `call` while signals interrupt it.
-fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        if let Ok(len) = usize::try_from(call()) {
-            return Ok(len);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
 }
