@@ -30,6 +30,7 @@ use resources::{MicrovmConfig, ResourceId};
 
 use crate::console::Output;
 use crate::irq::{IrqError, IrqRouter};
+use crate::metrics::METRICS;
 use crate::sink::SinkError;
 use crate::vm::Vm;
 
@@ -107,6 +108,27 @@ enum Name {
     Balloon,
 }
 
+impl Name {
+    /// What Firecracker's metrics call its kind.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Drive(_) => "block",
+            Self::Network(_) => "net",
+            Self::Vsock => "vsock",
+            Self::Entropy => "entropy",
+            Self::Balloon => "balloon",
+        }
+    }
+
+    /// What tells it from others of its kind.
+    fn id(&self) -> Option<String> {
+        match self {
+            Self::Drive(id) | Self::Network(id) => Some(id.to_string()),
+            Self::Vsock | Self::Entropy | Self::Balloon => None,
+        }
+    }
+}
+
 /// The devices of a microVM. When it is dropped none touches guest memory any more.
 pub struct Devices {
     vm: Arc<Vm>,
@@ -142,8 +164,12 @@ impl Devices {
     ) -> Result<(Self, Vec<Worker>), DeviceError> {
         let irqs = IrqRouter::new(Arc::clone(vm));
         let irq = irqs.line(COM1_GSI)?.irqfd;
-        let serial = Arc::new(Mutex::new(make::serial(config.serial.as_ref(), irq, output)?));
-        let keyboard = Arc::new(Mutex::new(I8042::new(irqs.line(I8042_GSI)?.irqfd, Arc::clone(exit))));
+        let serial = make::serial(config.serial.as_ref(), irq, output)?;
+        let keyboard = I8042::new(irqs.line(I8042_GSI)?.irqfd, Arc::clone(exit));
+        METRICS.devices.clear();
+        METRICS.devices.add("uart", None, serial.counters());
+        METRICS.devices.add("i8042", None, keyboard.counters());
+        let (serial, keyboard) = (Arc::new(Mutex::new(serial)), Arc::new(Mutex::new(keyboard)));
         let pio = Arc::new(Bus::new());
         pio.insert(u64::from(COM1_PORT), Serial::LEN, Arc::clone(&serial) as _)?;
         pio.insert(u64::from(I8042_DATA_PORT), I8042::LEN, Arc::clone(&keyboard) as _)?;
@@ -191,6 +217,9 @@ impl Devices {
             self.vm.fd().register_ioevent(kick, &address, queue).map_err(DeviceError::Ioeventfd)?;
         }
         let worker = transport.worker();
+        for counters in transport.slot().counters() {
+            METRICS.devices.add(name.kind(), name.id(), counters);
+        }
         self.slots.push((name, Arc::clone(transport.slot())));
         let transport = Arc::new(Mutex::new(transport));
         self.mmio.insert(base.0, VIRTIO_MMIO_SIZE, Arc::clone(&transport) as _)?;
