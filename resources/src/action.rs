@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Balloon, BalloonPatch, BalloonStatsPatch, BootSource, CpuConfig, Drive, DrivePatch, Entropy, Logger,
+    Balloon, BalloonPatch, BalloonStatsPatch, BootSource, CpuConfig, Drive, DrivePatch, Entropy, Fs, Logger,
     MachineConfig, MachineConfigPatch, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Serial,
     Vsock,
 };
@@ -56,6 +56,8 @@ pub enum Action {
     PutVsock(Vsock),
     /// The entropy device.
     PutEntropy(Entropy),
+    /// A file system, new or in the place of the one with its tag.
+    PutFs(Fs),
     /// The serial console.
     PutSerial(Serial),
     /// The log.
@@ -139,6 +141,7 @@ impl Action {
             | Self::PutNetworkInterface(_)
             | Self::PutVsock(_)
             | Self::PutEntropy(_)
+            | Self::PutFs(_)
             | Self::PutSerial(_)
             | Self::PutLogger(_)
             | Self::PutMetrics(_)
@@ -160,7 +163,7 @@ impl Action {
     pub fn check_phase(&self, started: bool) -> Result<(), PhaseError> {
         match (self.phase(), started) {
             (Phase::BeforeStart, true) => match self {
-                Self::PutDrive(_) | Self::PutNetworkInterface(_) => Err(PhaseError::Hotplug),
+                Self::PutDrive(_) | Self::PutNetworkInterface(_) | Self::PutFs(_) => Err(PhaseError::Hotplug),
                 _ => Err(PhaseError::TooLate),
             },
             (Phase::AfterStart, false) => Err(PhaseError::TooEarly),

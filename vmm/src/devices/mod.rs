@@ -18,6 +18,7 @@ use ::devices::virtio::mmio::MmioTransport;
 use ::devices::virtio::net::NetError;
 use ::devices::virtio::rng::RngError;
 use ::devices::virtio::slot::Slot;
+use ::devices::virtio::vhost_user::VhostUserError;
 use ::devices::virtio::vsock::VsockError;
 use ::devices::virtio::worker::Worker;
 use arch::acpi::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_S5};
@@ -32,6 +33,7 @@ use crate::console::Output;
 use crate::irq::{IrqError, IrqRouter};
 use crate::metrics::METRICS;
 use crate::sink::SinkError;
+use crate::virtiofsd::{Virtiofsd, VirtiofsdError};
 use crate::vm::Vm;
 
 // What `arch` tells the guest of a device is what the device in `devices` does.
@@ -62,6 +64,22 @@ pub enum DeviceError {
         id: String,
         /// What is wrong with it.
         source: NetError,
+    },
+    /// A file system.
+    #[error("fs: \"{tag}\"")]
+    Fs {
+        /// Its tag.
+        tag: String,
+        /// What is wrong with it.
+        source: VhostUserError,
+    },
+    /// A file system's server.
+    #[error("fs: \"{tag}\"")]
+    Server {
+        /// Its tag.
+        tag: String,
+        /// What is wrong with it.
+        source: VirtiofsdError,
     },
     /// The socket device.
     #[error("vsock")]
@@ -103,6 +121,7 @@ pub enum DeviceError {
 enum Name {
     Drive(ResourceId),
     Network(ResourceId),
+    Fs(ResourceId),
     Vsock,
     Entropy,
     Balloon,
@@ -114,6 +133,7 @@ impl Name {
         match self {
             Self::Drive(_) => "block",
             Self::Network(_) => "net",
+            Self::Fs(_) => "fs",
             Self::Vsock => "vsock",
             Self::Entropy => "entropy",
             Self::Balloon => "balloon",
@@ -123,7 +143,7 @@ impl Name {
     /// What tells it from others of its kind.
     fn id(&self) -> Option<String> {
         match self {
-            Self::Drive(id) | Self::Network(id) => Some(id.to_string()),
+            Self::Drive(id) | Self::Network(id) | Self::Fs(id) => Some(id.to_string()),
             Self::Vsock | Self::Entropy | Self::Balloon => None,
         }
     }
@@ -140,6 +160,8 @@ pub struct Devices {
     transports: Vec<Arc<Mutex<MmioTransport>>>,
     slots: Vec<(Name, Arc<Slot>)>,
     virtio_mmio: Vec<MmioDevice>,
+    /// Servers of ours; they end with the devices.
+    servers: Vec<Virtiofsd>,
 }
 
 impl Drop for Devices {
@@ -193,8 +215,9 @@ impl Devices {
             transports: Vec::new(),
             slots: Vec::new(),
             virtio_mmio: Vec::new(),
+            servers: Vec::new(),
         };
-        let workers = make::all(config, mmds)?
+        let workers = make::all(config, mmds, &mut devices.servers)?
             .into_iter()
             .map(|(name, device)| devices.add_virtio(name, device, memory))
             .collect::<Result<_, _>>()?;

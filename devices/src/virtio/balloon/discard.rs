@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::BalloonCounters;
 use crate::virtio::iovec::{ChainBuffers, ChainError, ChainIovecs};
@@ -177,17 +177,18 @@ pub(super) fn next_piece(ranges: &mut Vec<Range<u64>>) -> Option<Range<u64>> {
 }
 
 /// Gives the host's memory behind `range`, whole pages of guest memory, back. The range then reads as zeros,
-/// until the guest writes to it again. (Memory shared with another process, a memfd, would need a hole
-/// punched instead: here is the place for it.)
+/// until the guest writes to it again. In memory that is shared with another process it is a hole.
 fn discard(memory: &GuestMemoryMmap, range: &Range<u64>) -> io::Result<()> {
     let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+    let shared = memory.iter().any(|region| region.file_offset().is_some());
+    let advice = if shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
     for slice in memory.get_slices(GuestAddress(range.start), len) {
         let slice = slice.map_err(io::Error::other)?;
         let pointer = slice.ptr_guard_mut();
         // SAFETY: the slice is guest memory, kept mapped by the borrow of `memory`; it becomes zeros as if the
         // guest had written them, and nobody makes Rust references to it. The kernel takes whole pages only,
         // and the last page of a mapping belongs to it even if the region ends within.
-        let result = unsafe { libc::madvise(pointer.as_ptr().cast(), slice.len(), libc::MADV_DONTNEED) };
+        let result = unsafe { libc::madvise(pointer.as_ptr().cast(), slice.len(), advice) };
         if result != 0 {
             return Err(io::Error::last_os_error());
         }
