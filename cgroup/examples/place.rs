@@ -58,7 +58,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         id: "example".to_owned(),
     };
 
-    let (tree, cleaner) = resolve(&request)?.create()?;
+    let (tree, _limits, cleaner) = resolve(&request)?.create()?;
     let outcome = place(tree);
     // Through the form in which both would survive an exec.
     let (state, fds) = cleaner.into_parts();
