@@ -76,29 +76,35 @@
 
 mod build;
 mod cleaner;
+mod counters;
 mod cpuset;
 mod error;
 mod file;
 mod hierarchy;
+mod layout;
 mod limits;
 mod parts;
 mod path;
 mod plan;
 mod resources;
 mod settings;
+mod stats;
 mod sums;
 mod tree;
 
 pub use cleaner::{Cleaner, CleanerState};
+pub use counters::{DeviceTransfers, Pressure, SchedStat, Share, StatsError, Transfers};
 pub use cpuset::{CpuSet, CpuSetError};
 pub use error::Error;
 pub use file::FileError;
 pub use hierarchy::{Hierarchies, HierarchyError, VersionChoice};
+pub use layout::Layout;
 pub use limits::{ChangeError, LimitInForce, Limits, LimitsInForce};
 pub use parts::PartsError;
 pub use path::{CgroupPath, GroupName, PathError};
 pub use plan::{Names, Plan, PlanError, Request, resolve, resolve_in};
 pub use resources::{Cpu, Memory, Owner, Pids, Resources};
 pub use settings::Scope;
+pub use stats::{CpuStats, GroupStats, IoStats, MemoryStats, Pressures, Stats, TotalTransfers};
 pub use sums::{CpuLimits, PERIOD, Sums, weight_from_shares};
 pub use tree::{Groups, Place, Role, Tree, TreeState};

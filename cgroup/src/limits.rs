@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::file::{FileError, Files, Kernel};
+use crate::layout::Layout;
 use crate::path::CgroupPath;
-use crate::plan::{Plan, PlanError, Site, never_applied, overhead_cpus};
+use crate::plan::{Plan, PlanError, never_applied, overhead_cpus};
 use crate::resources::Resources;
 use crate::settings::{PERIOD_FILE, QUOTA_FILE, Scope, Setting, Unlimited, controller, settings};
 use crate::sums::Sums;
@@ -43,8 +44,7 @@ pub enum ChangeError {
 /// The limits of our groups as plain data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    v2: bool,
-    sites: Vec<Site>,
+    layout: Layout,
     /// Why a controller is not available (v2), for the notes.
     refused: BTreeMap<String, String>,
     /// What could not be had when the place was chosen.
@@ -109,8 +109,7 @@ impl Limits {
     /// Writes the limits of a plan into its groups, which exist.
     pub(crate) fn establish(plan: &Plan, refused: BTreeMap<String, String>) -> Result<Self, FileError> {
         let mut limits = Self {
-            v2: plan.v2,
-            sites: plan.sites.clone(),
+            layout: Layout { v2: plan.v2, sites: plan.sites.clone() },
             refused,
             placement: plan.unapplied.clone(),
             wanted: Wanted {
@@ -148,7 +147,7 @@ impl Limits {
     ) -> Result<(), ChangeError> {
         let sums = Sums::of(containers, overhead);
         let wanted = Wanted {
-            overhead_cpus: overhead_cpus(files, &self.sites, &sums, self.v2)?,
+            overhead_cpus: overhead_cpus(files, &self.layout.sites, &sums, self.layout.v2)?,
             sums,
             never: never_applied(containers, overhead),
         };
@@ -224,8 +223,14 @@ impl Limits {
         self.wanted.sums.vcpus.cpus.as_ref()
     }
 
+    /// Where the groups are.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     fn settings(&self, wanted: &Wanted) -> Vec<Setting> {
-        settings(self.v2, &self.sites, &wanted.sums, wanted.overhead_cpus.as_ref())
+        settings(&self.layout, &wanted.sums, wanted.overhead_cpus.as_ref())
     }
 
     /// Writes what is wanted, or nothing.

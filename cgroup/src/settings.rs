@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
+use crate::layout::Layout;
 use crate::path::CgroupPath;
 use crate::plan::Site;
 use crate::sums::{CpuLimits, PERIOD, Sums, weight_from_shares};
@@ -43,13 +44,9 @@ pub(crate) enum Unlimited {
 }
 
 /// All settings, each with its value or without.
-pub(crate) fn settings(
-    v2: bool,
-    sites: &[Site],
-    sums: &Sums,
-    overhead_cpus: Option<&CpuSet>,
-) -> Vec<Setting> {
-    let mut all = Builder { v2, sites, settings: Vec::new() };
+pub(crate) fn settings(layout: &Layout, sums: &Sums, overhead_cpus: Option<&CpuSet>) -> Vec<Setting> {
+    let v2 = layout.v2;
+    let mut all = Builder { layout, settings: Vec::new() };
     let overhead = CpuLimits { cpus: overhead_cpus.cloned(), ..sums.overhead.clone() };
     all.cpu(Scope::Vcpus, &sums.vcpus);
     all.cpu(Scope::Overhead, &overhead);
@@ -73,14 +70,13 @@ fn max(quota: u64) -> String {
 }
 
 struct Builder<'a> {
-    v2: bool,
-    sites: &'a [Site],
+    layout: &'a Layout,
     settings: Vec<Setting>,
 }
 
 impl Builder<'_> {
     fn cpu(&mut self, scope: Scope, limits: &CpuLimits) {
-        if self.v2 {
+        if self.layout.v2 {
             let weight = limits.shares.map(|shares| weight_from_shares(shares).to_string());
             self.add(scope, "cpu.weight", weight, "100");
             self.add(scope, "cpu.max", limits.quota.map(max), UNLIMITED_MAX);
@@ -91,7 +87,7 @@ impl Builder<'_> {
         }
         for (file, set) in [("cpuset.cpus", &limits.cpus), ("cpuset.mems", &limits.mems)] {
             let unlimited = match self.site("cpuset") {
-                Ok(site) if !self.v2 => Unlimited::Of(site.dir(&site.base).join(file)),
+                Ok(site) if !self.layout.v2 => Unlimited::Of(site.dir(&site.base).join(file)),
                 // An empty set means the parent's. An empty write would not reach the kernel.
                 _ => Unlimited::Text("\n"),
             };
@@ -108,10 +104,7 @@ impl Builder<'_> {
     }
 
     fn site(&self, controller: &str) -> Result<&Site, &'static str> {
-        let mut sites = self.sites.iter();
-        sites
-            .find(|site| self.v2 || site.hierarchy.has(controller))
-            .ok_or("our groups are in no such hierarchy")
+        self.layout.site(controller).ok_or("our groups are in no such hierarchy")
     }
 
     fn place(&self, scope: Scope, controller: &str) -> Result<(CgroupPath, PathBuf), &'static str> {

@@ -165,6 +165,22 @@ impl MicrovmConfig {
             Action::PatchBalloonStats(patch) => {
                 next.some_balloon()?.stats_polling_interval_s = patch.stats_polling_interval_s;
             }
+            Action::PutCgroup(section) => {
+                next.cgroup = next.cgroup.with_limits_of(*section).map_err(at("cgroup".to_owned()))?;
+            }
+            Action::PatchCgroup(patch) => patch.apply(&mut next.cgroup),
+            Action::PatchOverhead(patch) => {
+                let old = next.cgroup.overhead.take().unwrap_or_default();
+                next.cgroup.overhead = Some(old.patched(*patch));
+            }
+            Action::PutContainer(container) => {
+                put(&mut next.cgroup.containers, *container, |container| &container.id);
+            }
+            Action::DeleteContainer(id) => {
+                let all = &mut next.cgroup.containers;
+                let at = all.iter().position(|container| container.id == id);
+                all.remove(at.ok_or(ConfigError::Unknown { kind: "container", id })?);
+            }
             Action::GetInstance
             | Action::GetVersion
             | Action::GetConfig
@@ -174,6 +190,8 @@ impl MicrovmConfig {
             | Action::GetMmds
             | Action::GetCgroup
             | Action::GetCgroupThreads
+            | Action::GetCgroupStats
+            | Action::GetCgroupEvents(_)
             | Action::Start
             | Action::SetVmState(_)
             | Action::FlushMetrics
@@ -270,7 +288,7 @@ impl MicrovmConfig {
 }
 
 /// Puts `new` into `all`, in the place of the one with its id if there is one.
-fn put<T>(all: &mut Vec<T>, new: T, id: impl Fn(&T) -> &ResourceId) {
+fn put<T, I: PartialEq>(all: &mut Vec<T>, new: T, id: impl Fn(&T) -> &I) {
     match all.iter_mut().find(|old| id(old) == id(&new)) {
         Some(old) => *old = new,
         None => all.push(new),

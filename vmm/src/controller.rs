@@ -9,6 +9,7 @@ use ::devices::mmds::{Mmds, MmdsError};
 use resources::{Action, Fault, MicrovmConfig, Outcome, Reply, VmState};
 use serde_json::{Value, json};
 
+use crate::cgroup_live::LiveGroups;
 use crate::devices::configure_mmds;
 use crate::event_loop::EventLoop;
 use crate::exit::chain;
@@ -24,6 +25,8 @@ pub struct Controller<'a> {
     config: MicrovmConfig,
     mmds: Arc<Mutex<Mmds>>,
     placement: &'a Placement,
+    /// `None` where the threads stay where they were started.
+    groups: Option<LiveGroups>,
     exit: Arc<ExitSignal>,
     machine: Option<Machine>,
 }
@@ -35,9 +38,17 @@ impl<'a> Controller<'a> {
         config: MicrovmConfig,
         mmds: Mmds,
         placement: &'a Placement,
+        groups: Option<LiveGroups>,
         exit: Arc<ExitSignal>,
     ) -> Self {
-        Self { options, config, mmds: Arc::new(Mutex::new(mmds)), placement, exit, machine: None }
+        Self { options, config, mmds: Arc::new(Mutex::new(mmds)), placement, groups, exit, machine: None }
+    }
+
+    /// Does what its time has come for. To be called after each turn of the event loop.
+    pub fn tend(&mut self) {
+        if let Some(groups) = &mut self.groups {
+            groups.tend();
+        }
     }
 
     /// Does what is asked, and counts it. A refusal changes nothing.
@@ -65,6 +76,11 @@ impl<'a> Controller<'a> {
             Action::PatchMmds(value) => self.mmds().patch(value).map_err(mmds_fault).map(|()| Reply::Done),
             Action::GetCgroup => Ok(Reply::Json(self.cgroup()?)),
             Action::GetCgroupThreads => json(&threads::scan(self.placement.groups())),
+            action @ (Action::PutCgroup(_)
+            | Action::PatchCgroup(_)
+            | Action::PatchOverhead(_)
+            | Action::PutContainer(_)
+            | Action::DeleteContainer(_)) => self.limit(action),
             Action::Start => self.start(event_loop).map_err(fault).map(|()| Reply::Done),
             Action::SetVmState(state) => self.set_state(state),
             // As with Firecracker it is done when nobody asked for metrics, too.
@@ -101,6 +117,15 @@ impl<'a> Controller<'a> {
             Some(machine) => machine.devices().follow(&action).map_err(fault)?,
             None => self.prepare(&action)?,
         }
+        self.config = config;
+        Ok(Reply::Done)
+    }
+
+    /// Takes up other limits once the groups have them.
+    fn limit(&mut self, action: Action) -> Outcome {
+        let mut config = self.config.clone();
+        config.apply(action).map_err(fault)?;
+        self.groups.as_mut().ok_or_else(no_groups)?.follow(&config.cgroup).map_err(fault)?;
         self.config = config;
         Ok(Reply::Done)
     }
@@ -174,7 +199,7 @@ impl<'a> Controller<'a> {
     /// The section as declared, and what came of it.
     fn cgroup(&self) -> Result<Value, Fault> {
         let mut value = serde_json::to_value(&self.config.cgroup).map_err(fault)?;
-        let in_force = self.placement.groups().map(serde_json::to_value).transpose().map_err(fault)?;
+        let in_force = self.groups.as_ref().map(LiveGroups::in_force).transpose().map_err(fault)?;
         if let Value::Object(members) = &mut value {
             members.insert("in_force".to_owned(), in_force.unwrap_or(Value::Null));
         }
@@ -200,4 +225,10 @@ fn fault(error: impl std::error::Error) -> Fault {
 
 fn no_balloon() -> Fault {
     "there is no balloon: PUT /balloon before the start".to_owned().into()
+}
+
+fn no_groups() -> Fault {
+    "there are no groups of ours, as the section cgroup has \"driver\": \"none\"; launch without it"
+        .to_owned()
+        .into()
 }

@@ -3,6 +3,7 @@ use std::io;
 
 use super::*;
 use crate::hierarchy::{Chosen, Hierarchies, VersionChoice};
+use crate::plan::Site;
 use crate::{Cpu, Memory, Pids};
 
 /// Groups in memory that are as particular as the kernel's.
@@ -168,7 +169,13 @@ fn unlimited(v2: bool) -> Limits {
         found.into_iter().map(|one| site(one, vcpus(&one.key), "/p/box")).collect()
     };
     let wanted = Wanted { sums: Sums::default(), overhead_cpus: None, never: Vec::new() };
-    Limits { v2, sites, refused: BTreeMap::new(), placement: Vec::new(), wanted, outcome: Outcome::default() }
+    Limits {
+        layout: Layout { v2, sites },
+        refused: BTreeMap::new(),
+        placement: Vec::new(),
+        wanted,
+        outcome: Outcome::default(),
+    }
 }
 
 fn fake(v2: bool) -> Fake {
