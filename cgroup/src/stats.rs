@@ -272,4 +272,4 @@ fn blkio(dir: &Path) -> Result<Option<Vec<DeviceTransfers>>, StatsError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

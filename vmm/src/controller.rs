@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use ::devices::legacy::ExitSignal;
 use ::devices::mmds::{Mmds, MmdsError};
+use api_server::Responder;
 use resources::{Action, Fault, MicrovmConfig, Outcome, Reply, VmState};
 use serde_json::{Value, json};
 
@@ -51,8 +52,16 @@ impl<'a> Controller<'a> {
         }
     }
 
+    /// Does what is asked, and answers at once, but for who wants to wait.
+    pub fn answer(&mut self, action: Action, responder: Responder, event_loop: &mut EventLoop) {
+        match (&action, &mut self.groups) {
+            (Action::GetCgroupEvents(query), Some(groups)) => groups.tell(*query, responder),
+            _ => responder.send(self.handle(action, event_loop)),
+        }
+    }
+
     /// Does what is asked, and counts it. A refusal changes nothing.
-    pub fn handle(&mut self, action: Action, event_loop: &mut EventLoop) -> Outcome {
+    fn handle(&mut self, action: Action, event_loop: &mut EventLoop) -> Outcome {
         let (method, path) = action.endpoint();
         let outcome = self.follow(action, event_loop);
         METRICS.count_request(method, path, outcome.is_err());
@@ -76,6 +85,11 @@ impl<'a> Controller<'a> {
             Action::PatchMmds(value) => self.mmds().patch(value).map_err(mmds_fault).map(|()| Reply::Done),
             Action::GetCgroup => Ok(Reply::Json(self.cgroup()?)),
             Action::GetCgroupThreads => json(&threads::scan(self.placement.groups())),
+            Action::GetCgroupStats => {
+                let stats = self.groups.as_ref().ok_or_else(no_groups)?.stats();
+                stats.map(Reply::Json).map_err(fault)
+            }
+            Action::GetCgroupEvents(_) => Err(no_groups()),
             action @ (Action::PutCgroup(_)
             | Action::PatchCgroup(_)
             | Action::PatchOverhead(_)

@@ -50,7 +50,7 @@ pub fn run(args: &Args, order: Order, placement: &Placement) -> Result<Code, Fai
             break end;
         }
         while let Some((action, responder)) = api.as_ref().and_then(Api::next) {
-            responder.send(controller.handle(action, &mut event_loop));
+            controller.answer(action, responder, &mut event_loop);
         }
         controller.tend();
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cgroup::{Groups, Place, Role};
+use cgroup::{Groups, Place, Role, SchedStat, StatsError};
 use serde::Serialize;
 
 /// PF_IO_WORKER, PF_USER_WORKER (Linux 6.4 and later) and PF_KTHREAD: flags of threads that run kernel code only
@@ -27,6 +27,56 @@ pub struct Thread {
     kernel: bool,
     /// Its group by controller; by `unified` on v2.
     cgroup: BTreeMap<String, String>,
+    /// Its directory in /proc.
+    #[serde(skip)]
+    folder: PathBuf,
+}
+
+/// What a thread did and waited for.
+#[derive(Debug, Serialize)]
+pub struct Load {
+    tid: u32,
+    comm: String,
+    role: &'static str,
+    /// `None` when the kernel keeps no such figures.
+    #[serde(flatten)]
+    sched: Figures,
+}
+
+/// See [`SchedStat`].
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Figures {
+    run_usec: Option<u64>,
+    wait_usec: Option<u64>,
+    timeslices: Option<u64>,
+}
+
+/// The same of all threads of a role.
+#[derive(Debug, Default, Serialize)]
+pub struct RoleLoad {
+    threads: usize,
+    run_usec: u64,
+    wait_usec: u64,
+}
+
+/// What all threads did and waited for, one by one and by role.
+pub fn loads() -> Result<(Vec<Load>, BTreeMap<&'static str, RoleLoad>), StatsError> {
+    let (mut loads, mut roles) = (Vec::new(), BTreeMap::<_, RoleLoad>::new());
+    for Thread { tid, comm, role, folder, .. } in scan(None).threads {
+        let stat = SchedStat::of(&folder)?;
+        let sched = stat.map_or_else(Figures::default, |stat| Figures {
+            run_usec: Some(stat.run_usec),
+            wait_usec: Some(stat.wait_usec),
+            timeslices: Some(stat.timeslices),
+        });
+        let SchedStat { run_usec, wait_usec, .. } = stat.unwrap_or_default();
+        let sum = roles.entry(role).or_default();
+        sum.threads += 1;
+        sum.run_usec = sum.run_usec.saturating_add(run_usec);
+        sum.wait_usec = sum.wait_usec.saturating_add(wait_usec);
+        loads.push(Load { tid, comm, role, sched });
+    }
+    Ok((loads, roles))
 }
 
 /// All threads, and those of them that are not where they belong.
@@ -89,7 +139,8 @@ impl Entry {
         let text = fs::read_to_string(self.folder.join("cgroup")).ok()?;
         let kernel = self.flags & KERNEL_FLAGS != 0;
         let role = if tid == own { "main" } else { role(&self.comm) };
-        Some((Thread { tid, role, kernel, cgroup: by_controller(&text), comm: self.comm }, text))
+        let cgroup = by_controller(&text);
+        Some((Thread { tid, role, kernel, cgroup, comm: self.comm, folder: self.folder }, text))
     }
 }
 
@@ -164,6 +215,15 @@ mod tests {
             found.threads.iter().any(|thread| thread.tid == pid && thread.role == "main" && !thread.kernel)
         );
         assert!(found.strays.is_empty());
+    }
+
+    #[test]
+    fn our_own_load_is_seen() {
+        let (loads, roles) = loads().unwrap();
+        let own = loads.iter().find(|load| load.tid == std::process::id()).unwrap();
+        assert!(own.sched.run_usec.is_some(), "{own:?}");
+        assert_eq!(roles["main"].threads, 1);
+        assert_eq!(roles.values().map(|role| role.threads).sum::<usize>(), loads.len());
     }
 
     #[test]

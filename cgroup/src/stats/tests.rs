@@ -4,7 +4,7 @@ use super::*;
 use crate::hierarchy::{Chosen, Hierarchies, VersionChoice};
 
 /// Groups made of ordinary files.
-fn fake(files: &[(&str, &str)]) -> tempfile::TempDir {
+pub fn fake(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (path, text) in files {
         let path = dir.path().join(path);
@@ -14,7 +14,7 @@ fn fake(files: &[(&str, &str)]) -> tempfile::TempDir {
     dir
 }
 
-fn layout(dir: &Path, v1: &[&str], sandbox: Option<&str>) -> Layout {
+pub fn layout(dir: &Path, v1: &[&str], sandbox: Option<&str>) -> Layout {
     let point = dir.display();
     let all = match v1 {
         [] => Hierarchies::parse(&format!("1 2 0:3 / {point} rw - cgroup2 c rw"), "0::/"),
