@@ -33,6 +33,12 @@ pub(crate) fn from_outcome(outcome: &Outcome, deprecated: bool) -> HttpReply {
     let mut reply = match outcome {
         Ok(Reply::Done) => reply(StatusCode::NO_CONTENT, None),
         Ok(Reply::Json(value)) => reply(StatusCode::OK, Some(value)),
+        Ok(Reply::Text(kind, text)) => {
+            let mut reply = reply(StatusCode::OK, None);
+            *reply.body_mut() = Full::new(Bytes::from(text.clone()));
+            reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            reply
+        }
         Err(Fault { message, too_large }) => {
             let status = if *too_large { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
             fault_message(status, message)

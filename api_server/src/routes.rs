@@ -77,6 +77,7 @@ pub(crate) static ROUTES: &[Route] = &[
     get("/cgroup/threads", Action::GetCgroupThreads),
     get("/cgroup/stats", Action::GetCgroupStats),
     Route { method: Method::GET, path: "/cgroup/events", take: Take::Query(events_query) },
+    get("/metrics/prometheus", Action::GetPrometheus),
     put("/actions", put_action),
     put("/boot-source", |input| Ok(Action::PutBootSource(input.read()?).into())),
     put("/machine-config", put_machine_config),

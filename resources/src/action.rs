@@ -50,6 +50,8 @@ pub enum Action {
     GetCgroupThreads,
     /// What the groups used, and what they waited for.
     GetCgroupStats,
+    /// The same in Prometheus's format.
+    GetPrometheus,
     /// What happened to the groups.
     GetCgroupEvents(EventsQuery),
 
@@ -154,6 +156,7 @@ impl Action {
             | Self::GetCgroup
             | Self::GetCgroupThreads
             | Self::GetCgroupStats
+            | Self::GetPrometheus
             | Self::GetCgroupEvents(_)
             | Self::PutCgroup(_)
             | Self::PatchCgroup(_)
@@ -200,6 +203,7 @@ impl Action {
             Self::GetCgroup => ("GET", "/cgroup"),
             Self::GetCgroupThreads => ("GET", "/cgroup/threads"),
             Self::GetCgroupStats => ("GET", "/cgroup/stats"),
+            Self::GetPrometheus => ("GET", "/metrics/prometheus"),
             Self::GetCgroupEvents(_) => ("GET", "/cgroup/events"),
             Self::PutCgroup(_) => ("PUT", "/cgroup"),
             Self::PatchCgroup(_) => ("PATCH", "/cgroup"),
@@ -250,6 +254,8 @@ pub enum Reply {
     Done,
     /// What was asked for.
     Json(Value),
+    /// What was asked for, as text of this media type.
+    Text(&'static str, String),
 }
 
 /// A refusal. Nothing has changed.

@@ -193,9 +193,6 @@ impl CgroupSection {
                 "is not supported yet; name the parent and list the containers".to_owned(),
             ));
         }
-        if self.pin_vcpus {
-            return Err(("pin_vcpus", "is not supported yet; leave it out".to_owned()));
-        }
         if self.size_vm {
             return Err(("size_vm", "is not supported yet; set vcpu_count and mem_size_mib".to_owned()));
         }

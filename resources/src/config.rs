@@ -191,6 +191,7 @@ impl MicrovmConfig {
             | Action::GetCgroup
             | Action::GetCgroupThreads
             | Action::GetCgroupStats
+            | Action::GetPrometheus
             | Action::GetCgroupEvents(_)
             | Action::Start
             | Action::SetVmState(_)
@@ -210,6 +211,24 @@ impl MicrovmConfig {
             field: "boot-source".to_owned(),
             problem: "missing: name at least the guest's kernel_image_path".to_owned(),
         })
+    }
+
+    /// The CPUs that the vCPUs are to be pinned to, one each; `None` when they are not to be.
+    pub fn pinning(&self) -> Result<Option<cgroup::CpuSet>, ConfigError> {
+        if !self.cgroup.pin_vcpus {
+            return Ok(None);
+        }
+        let containers = self.cgroup.containers.iter().map(|container| &container.resources);
+        let cpus = cgroup::Sums::of(containers, None).vcpus.cpus.unwrap_or_default();
+        let vcpus = self.machine_config.vcpu_count;
+        if cpus.len() == usize::from(vcpus) {
+            return Ok(Some(cpus));
+        }
+        let problem = format!(
+            "the containers' CPUs are \"{cpus}\", and there are {vcpus} vCPUs; give as many CPUs as vCPUs, or leave \
+             it out"
+        );
+        Err(at("cgroup".to_owned())(("pin_vcpus", problem)))
     }
 
     /// Checks every value that can be judged without looking at the host.

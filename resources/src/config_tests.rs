@@ -237,3 +237,17 @@ fn limits_change_and_places_do_not() {
     let many = Box::new(crate::CgroupPatch { containers: Some(many), overhead: None });
     assert!(config.apply(Action::PatchCgroup(many)).unwrap_err().to_string().contains("1024"));
 }
+
+#[test]
+fn vcpus_are_pinned_to_as_many_cpus() {
+    let mut config = with_containers();
+    assert_eq!(config.pinning(), Ok(None));
+    config.cgroup.pin_vcpus = true;
+    let text = config.pinning().unwrap_err().to_string();
+    assert!(text.starts_with("cgroup.pin_vcpus: ") && text.contains("2 vCPUs"), "{text}");
+    for (cpus, fits) in [("3,5", true), ("3", false), ("3-5", false)] {
+        let resources = serde_json::from_str(&format!(r#"{{"cpu": {{"cpus": "{cpus}"}}}}"#)).unwrap();
+        config.cgroup.containers = vec![crate::Container { id: "a".to_owned(), resources }];
+        assert_eq!(config.pinning().ok(), fits.then(|| Some(cpus.parse().unwrap())), "{cpus}");
+    }
+}

@@ -15,7 +15,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::alarm::Alarm;
 use crate::event_loop::{EventLoop, register};
 use crate::placement::Placement;
-use crate::threads;
+use crate::{prometheus, threads};
 
 /// How often a limit that waits for memory to be freed is tried.
 const RETRY: Duration = Duration::from_secs(1);
@@ -98,6 +98,13 @@ impl LiveGroups {
         let time_usec = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         let rest = json!({ "time_usec": time_usec, "roles": roles, "threads": threads });
         Ok(merged(json!(stats), rest))
+    }
+
+    /// The same for Prometheus.
+    pub fn prometheus(&self) -> Result<Reply, StatsError> {
+        let (_, roles) = threads::loads()?;
+        let text = prometheus::text(&self.limits.layout().stats()?, &roles);
+        Ok(Reply::Text(prometheus::CONTENT_TYPE, text))
     }
 
     /// Makes the limits those that are declared. A refusal changes nothing.

@@ -89,6 +89,7 @@ impl<'a> Controller<'a> {
                 let stats = self.groups.as_ref().ok_or_else(no_groups)?.stats();
                 stats.map(Reply::Json).map_err(fault)
             }
+            Action::GetPrometheus => self.groups.as_ref().ok_or_else(no_groups)?.prometheus().map_err(fault),
             Action::GetCgroupEvents(_) => Err(no_groups()),
             action @ (Action::PutCgroup(_)
             | Action::PatchCgroup(_)
@@ -109,12 +110,14 @@ impl<'a> Controller<'a> {
 
     /// Builds what was declared and runs it. If that fails everything is as before.
     pub fn start(&mut self, event_loop: &mut EventLoop) -> Result<(), MachineError> {
+        let pins = self.config.pinning()?;
         if let Some(config) = &self.config.mmds_config {
             configure_mmds(&mut self.mmds(), config);
         }
         let machine =
             Machine::build(&self.options, &self.config, &self.mmds, self.placement, event_loop, &self.exit)?;
         self.machine = Some(machine);
+        pin(pins.as_ref());
         Ok(())
     }
 
@@ -139,7 +142,10 @@ impl<'a> Controller<'a> {
     fn limit(&mut self, action: Action) -> Outcome {
         let mut config = self.config.clone();
         config.apply(action).map_err(fault)?;
+        // Before the start there may be no vCPUs yet to count.
+        let pins = if self.machine.is_some() { config.pinning().map_err(fault)? } else { None };
         self.groups.as_mut().ok_or_else(no_groups)?.follow(&config.cgroup).map_err(fault)?;
+        pin(pins.as_ref());
         self.config = config;
         Ok(Reply::Done)
     }
@@ -218,6 +224,15 @@ impl<'a> Controller<'a> {
             members.insert("in_force".to_owned(), in_force.unwrap_or(Value::Null));
         }
         Ok(value)
+    }
+}
+
+/// Pins the vCPU threads, which run all the same where that fails.
+fn pin(cpus: Option<&cgroup::CpuSet>) {
+    if let Some(cpus) = cpus
+        && let Err(error) = threads::pin_vcpus(cpus)
+    {
+        log::error!("cannot pin the vCPUs to the CPUs {cpus}: {error}");
     }
 }
 

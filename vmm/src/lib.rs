@@ -26,6 +26,7 @@ mod memory;
 mod metrics;
 mod observability;
 mod placement;
+mod prometheus;
 mod reaper;
 mod session;
 mod signals;

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use cgroup::{Groups, Place, Role, SchedStat, StatsError};
+use cgroup::{CpuSet, Groups, Place, Role, SchedStat, StatsError};
 use serde::Serialize;
 
 /// PF_IO_WORKER, PF_USER_WORKER (Linux 6.4 and later) and PF_KTHREAD: flags of threads that run kernel code only
@@ -13,6 +14,9 @@ const KERNEL_FLAGS: u64 = 0x10 | 0x4000 | 0x0020_0000;
 
 /// The process id of kthreadd, the parent of all kernel threads.
 const KTHREADD: u32 = 2;
+
+/// 64-bit words of a mask of all CPUs that a [`CpuSet`] can hold.
+const MASK_WORDS: usize = 8192 / 64;
 
 /// A kernel's name of the worker that is cut before the id: older kernels show 15 bytes.
 const NX_WORKER: &str = "kvm-nx-lpage-re";
@@ -55,8 +59,10 @@ struct Figures {
 #[derive(Debug, Default, Serialize)]
 pub struct RoleLoad {
     threads: usize,
-    run_usec: u64,
-    wait_usec: u64,
+    /// See [`SchedStat`].
+    pub run_usec: u64,
+    /// See [`SchedStat`].
+    pub wait_usec: u64,
 }
 
 /// What all threads did and waited for, one by one and by role.
@@ -110,6 +116,23 @@ pub fn scan(groups: Option<&Groups>) -> Threads {
     };
     let strays = found.iter().filter(|found| !belongs(found)).map(|(thread, _)| thread.clone()).collect();
     Threads { threads: found.into_iter().map(|(thread, _)| thread).collect(), strays }
+}
+
+/// Pins each vCPU thread to one of `cpus`, in order. Whenever the group's CPUs change the kernel forgets that.
+pub fn pin_vcpus(cpus: &CpuSet) -> io::Result<()> {
+    for Thread { tid, comm, .. } in scan(None).threads {
+        let index = comm.strip_prefix("fc_vcpu ").and_then(|index| index.parse::<usize>().ok());
+        let Some(cpu) = index.and_then(|index| cpus.iter().nth(index)) else { continue };
+        let mut mask = [0u64; MASK_WORDS];
+        mask[usize::from(cpu / 64)] |= 1 << (cpu % 64);
+        let tid = libc::pid_t::try_from(tid).map_err(io::Error::other)?;
+        // SAFETY: the mask lives through the call, which reads as many bytes as it is told.
+        let rc = unsafe { libc::sched_setaffinity(tid, size_of_val(&mask), mask.as_ptr().cast()) };
+        if rc != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// What /proc says of a thread.
@@ -224,6 +247,30 @@ mod tests {
         assert!(own.sched.run_usec.is_some(), "{own:?}");
         assert_eq!(roles["main"].threads, 1);
         assert_eq!(roles.values().map(|role| role.threads).sum::<usize>(), loads.len());
+    }
+
+    #[test]
+    fn threads_of_vcpus_are_pinned_by_their_number() {
+        let allowed = |folder: &str| -> CpuSet {
+            let status = fs::read_to_string(Path::new(folder).join("status")).unwrap();
+            let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+            list.parse().unwrap()
+        };
+        let all = allowed("/proc/thread-self");
+        let last: CpuSet = all.iter().last().into_iter().collect();
+        let (ready, go) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            let vcpu = std::thread::Builder::new().name("fc_vcpu 0".to_owned()).spawn_scoped(scope, || {
+                ready.wait();
+                go.wait();
+                allowed("/proc/thread-self")
+            });
+            ready.wait();
+            pin_vcpus(&last).unwrap();
+            go.wait();
+            assert_eq!(vcpu.unwrap().join().unwrap(), last);
+        });
+        assert_eq!(allowed("/proc/thread-self"), all, "the others are not");
     }
 
     #[test]

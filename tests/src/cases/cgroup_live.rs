@@ -3,9 +3,13 @@
 use crate::case::{Case, CgroupVersion, Ctx, Failure, Kernel, Needs};
 use crate::cases::api::pinctl;
 use crate::check;
-use crate::lab::{Api, Group, Machine, PATIENCE, Pod, caller, containers_of_record, get_as_documented};
+use crate::lab::{
+    Api, Group, Machine, PATIENCE, Pod, Running, caller, containers_of_record, get_as_documented,
+};
 use serde_json::{Value, json};
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The cases of this file.
@@ -28,6 +32,8 @@ struct Layout {
     limits: &'static [Limit],
     memory: (&'static str, &'static str),
     quota: (&'static str, &'static str),
+    /// Whether a group's events are those of the groups in it as well.
+    tells_above: bool,
 }
 
 const UNIFIED: Layout = Layout {
@@ -43,6 +49,7 @@ const UNIFIED: Layout = Layout {
     ],
     memory: ("kata-sandbox", "memory.max"),
     quota: ("kata-sandbox/kata-sandbox-vcpus", "cpu.max"),
+    tells_above: true,
 };
 
 const SEPARATE: Layout = Layout {
@@ -58,6 +65,7 @@ const SEPARATE: Layout = Layout {
     ],
     memory: ("kata-sandbox", "memory.limit_in_bytes"),
     quota: ("kata-sandbox-vcpus", "cpu.cfs_quota_us"),
+    tells_above: false,
 };
 
 impl Layout {
@@ -122,6 +130,9 @@ fn live(ctx: &Ctx, layout: &Layout) -> Result<(), Failure> {
     refused(&api, layout, &pod)?;
     throttled(ctx, &api, &mut vm, layout, &pod)?;
     pending(&api, &mut vm, layout, &pod)?;
+    if layout.tells_above {
+        killed(ctx, &api, &pod)?;
+    }
 
     vm.send_line("poweroff")?;
     vm.expect_exit(0)?;
@@ -132,8 +143,9 @@ fn live(ctx: &Ctx, layout: &Layout) -> Result<(), Failure> {
 /// What cannot be had changes nothing.
 fn refused(api: &Api, layout: &Layout, pod: &Group) -> Result<(), Failure> {
     let (before, quota) = (api.get("/cgroup")?, pod.child(layout.quota.0).read(layout.quota.1)?);
-    let far = json!({ "id": "far", "resources": { "cpu": { "cpus": "8190", "quota": 1000 } } });
-    let fault = api.request("PUT", "/cgroup/containers/far", &far.to_string())?.fault()?;
+    let far =
+        json!({ "containers": [{ "id": "far", "resources": { "cpu": { "cpus": "8190", "quota": 1000 } } }] });
+    let fault = api.request("PATCH", "/cgroup", &far.to_string())?.fault()?;
     check!(fault.contains("8190"), "{fault}");
     check!(api.get("/cgroup")? == before, "it is declared: {}", api.get("/cgroup")?);
     check!(pod.child(layout.quota.0).read(layout.quota.1)? == quota, "the quota changed");
@@ -141,13 +153,7 @@ fn refused(api: &Api, layout: &Layout, pod: &Group) -> Result<(), Failure> {
 }
 
 /// A busy guest with a tenth of a CPU is throttled, and the figures say so.
-fn throttled(
-    ctx: &Ctx,
-    api: &Api,
-    vm: &mut crate::lab::Running,
-    layout: &Layout,
-    pod: &Group,
-) -> Result<(), Failure> {
+fn throttled(ctx: &Ctx, api: &Api, vm: &mut Running, layout: &Layout, pod: &Group) -> Result<(), Failure> {
     vm.send_line("run blk")?;
     let tenth = json!({ "id": "slow", "resources": { "cpu": { "quota": 10_000 } } });
     api.patch("/cgroup", &json!({ "containers": [tenth] }))?;
@@ -170,14 +176,17 @@ fn throttled(
     };
     check!(after["memory"]["anon_bytes"].as_u64() > Some(16 << 20), "{}", after["memory"]);
     check!(after["roles"]["vcpu"]["threads"] == 2, "{}", after["roles"]);
-    print!("{}", pinctl(ctx, &ctx.scratch.join("api.sock"), &["stats"])?);
+    print!("{}", pinctl(ctx, &ctx.scratch.join("api.sock"), &["top", "--count", "1"])?);
+    let text = api.request("GET", "/metrics/prometheus", "")?;
+    check!(text.head.contains("text/plain; version=0.0.4"), "{text:?}");
+    check!(text.body.contains("pinfold_cpu_throttled_seconds_total{group=\"vcpus\"} "), "{}", text.body);
     api.patch("/cgroup", &json!({ "containers": containers_of_record() }))?;
     vm.wait_for_guest("blk vda")?;
     layout.check(pod, 1)
 }
 
 /// Less memory than is in use waits until the balloon has freed it.
-fn pending(api: &Api, vm: &mut crate::lab::Running, layout: &Layout, pod: &Group) -> Result<(), Failure> {
+fn pending(api: &Api, vm: &mut Running, layout: &Layout, pod: &Group) -> Result<(), Failure> {
     let memory = get_as_documented(api, "/cgroup/stats")?["memory"].clone();
     let used = memory["anon_bytes"].as_u64().ok_or_else(|| Failure(format!("{memory}")))?;
     // In whole pages, so that the file says the same.
@@ -216,5 +225,31 @@ fn pending(api: &Api, vm: &mut crate::lab::Running, layout: &Layout, pod: &Group
         none["events"].as_array().is_some_and(|all| all.iter().all(|one| one["kind"] != "oom_kill")),
         "{none}"
     );
+    Ok(())
+}
+
+/// Whoever waits for events hears of a kill in the pod, and holds up nobody while it waits.
+fn killed(ctx: &Ctx, api: &Api, pod: &Group) -> Result<(), Failure> {
+    let last = api.get("/cgroup/events")?["last_id"].clone();
+    let asked = format!("/cgroup/events?since={last}&timeout_ms=60000");
+    let waiting = {
+        let api = api.clone();
+        std::thread::spawn(move || api.get(&asked).map_err(|failure| failure.to_string()))
+    };
+    check!(api.get("/")?["state"] == "Running", "not running");
+    let neighbour = Group::create(pod.child("neighbour").path())?;
+    neighbour.write("memory.max", "8388608")?;
+    let mut command = Command::new("tail");
+    command.arg("/dev/zero");
+    let mut glutton = Running::spawn(command, neighbour.doors()?, true)?;
+    let status = glutton.wait_exit()?;
+    check!(status.signal() == Some(libc::SIGKILL), "it ended with {status}");
+    let told = waiting.join().map_err(|_| Failure::new("the waiting thread panicked"))?.map_err(Failure)?;
+    let of_pod = |one: &Value| one["group"] == pod.path();
+    check!(told["events"].as_array().is_some_and(|all| all.iter().any(of_pod)), "{told}");
+    let all = get_as_documented(api, "/cgroup/events")?;
+    let kill = |one: &Value| of_pod(one) && one["kind"] == "oom_kill" && one["count"] == 1;
+    check!(all["events"].as_array().is_some_and(|all| all.iter().any(kill)), "{all}");
+    print!("{}", pinctl(ctx, &ctx.scratch.join("api.sock"), &["events"])?);
     Ok(())
 }
