@@ -64,6 +64,12 @@ pub(crate) fn done(answer: &Reply) -> HttpReply {
     match answer {
         Reply::Done => reply(StatusCode::NO_CONTENT, None),
         Reply::Json(value) => reply(StatusCode::OK, Some(value)),
+        Reply::Text(kind, text) => {
+            let mut reply = reply(StatusCode::OK, None);
+            *reply.body_mut() = Full::new(Bytes::from(text.clone()));
+            reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            reply
+        }
     }
 }
 

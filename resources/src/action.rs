@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Balloon, BalloonPatch, BalloonStatsPatch, BootSource, CpuConfig, Drive, DrivePatch, Entropy, Fs, Logger,
-    MachineConfig, MachineConfigPatch, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Serial,
-    Vsock,
+    Balloon, BalloonPatch, BalloonStatsPatch, BootSource, CgroupPatch, CgroupSection, Container, CpuConfig,
+    Drive, DrivePatch, Entropy, Fs, Logger, MachineConfig, MachineConfigPatch, Metrics, MmdsConfig,
+    NetworkInterface, NetworkInterfacePatch, Serial, Vsock,
 };
 
 /// Whether the guest runs, for `PATCH /vm`.
@@ -16,6 +16,15 @@ pub enum VmState {
     Paused,
     /// All vCPUs run.
     Resumed,
+}
+
+/// Which events are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventsQuery {
+    /// Those with a higher number than this.
+    pub since: u64,
+    /// How long to wait for one where there is none, in milliseconds.
+    pub timeout_ms: u64,
 }
 
 /// Everything that can be asked of a microVM, whoever asks and in whatever way.
@@ -39,6 +48,23 @@ pub enum Action {
     GetCgroup,
     /// Where each thread is.
     GetCgroupThreads,
+    /// What the groups used, and what they waited for.
+    GetCgroupStats,
+    /// The same in Prometheus's format.
+    GetPrometheus,
+    /// What happened to the groups.
+    GetCgroupEvents(EventsQuery),
+
+    /// All limits anew.
+    PutCgroup(Box<CgroupSection>),
+    /// The containers, the overhead, or both anew.
+    PatchCgroup(Box<CgroupPatch>),
+    /// Some limits of the overhead.
+    PatchOverhead(Box<cgroup::Resources>),
+    /// A container, new or in the place of the one with its id.
+    PutContainer(Box<Container>),
+    /// A container is gone: its id.
+    DeleteContainer(String),
 
     /// What to boot.
     PutBootSource(BootSource),
@@ -131,6 +157,14 @@ impl Action {
             | Self::GetMmds
             | Self::GetCgroup
             | Self::GetCgroupThreads
+            | Self::GetCgroupStats
+            | Self::GetPrometheus
+            | Self::GetCgroupEvents(_)
+            | Self::PutCgroup(_)
+            | Self::PatchCgroup(_)
+            | Self::PatchOverhead(_)
+            | Self::PutContainer(_)
+            | Self::DeleteContainer(_)
             | Self::PutMmds(_)
             | Self::PatchMmds(_) => Phase::Always,
             Self::PutBootSource(_)
@@ -179,6 +213,8 @@ pub enum Reply {
     Done,
     /// What was asked for.
     Json(Value),
+    /// What was asked for, as text of this media type.
+    Text(&'static str, String),
 }
 
 /// A refusal. Nothing has changed.

@@ -169,6 +169,22 @@ impl MicrovmConfig {
             Action::PatchBalloonStats(patch) => {
                 next.some_balloon()?.stats_polling_interval_s = patch.stats_polling_interval_s;
             }
+            Action::PutCgroup(section) => {
+                next.cgroup = next.cgroup.with_limits_of(*section).map_err(at("cgroup".to_owned()))?;
+            }
+            Action::PatchCgroup(patch) => patch.apply(&mut next.cgroup),
+            Action::PatchOverhead(patch) => {
+                let old = next.cgroup.overhead.take().unwrap_or_default();
+                next.cgroup.overhead = Some(old.patched(*patch));
+            }
+            Action::PutContainer(container) => {
+                put(&mut next.cgroup.containers, *container, |container| &container.id);
+            }
+            Action::DeleteContainer(id) => {
+                let all = &mut next.cgroup.containers;
+                let at = all.iter().position(|container| container.id == id);
+                all.remove(at.ok_or(ConfigError::Unknown { kind: "container", id })?);
+            }
             Action::GetInstance
             | Action::GetVersion
             | Action::GetConfig
@@ -178,6 +194,9 @@ impl MicrovmConfig {
             | Action::GetMmds
             | Action::GetCgroup
             | Action::GetCgroupThreads
+            | Action::GetCgroupStats
+            | Action::GetPrometheus
+            | Action::GetCgroupEvents(_)
             | Action::Start
             | Action::SetVmState(_)
             | Action::FlushMetrics
@@ -196,6 +215,24 @@ impl MicrovmConfig {
             field: "boot-source".to_owned(),
             problem: "missing: name at least the guest's kernel_image_path".to_owned(),
         })
+    }
+
+    /// The CPUs that the vCPUs are to be pinned to, one each; `None` when they are not to be.
+    pub fn pinning(&self) -> Result<Option<cgroup::CpuSet>, ConfigError> {
+        if !self.cgroup.pin_vcpus {
+            return Ok(None);
+        }
+        let containers = self.cgroup.containers.iter().map(|container| &container.resources);
+        let cpus = cgroup::Sums::of(containers, None).vcpus.cpus.unwrap_or_default();
+        let vcpus = self.machine_config.vcpu_count;
+        if cpus.len() == usize::from(vcpus) {
+            return Ok(Some(cpus));
+        }
+        let problem = format!(
+            "the containers' CPUs are \"{cpus}\", and there are {vcpus} vCPUs; give as many CPUs as vCPUs, or leave \
+             it out"
+        );
+        Err(at("cgroup".to_owned())(("pin_vcpus", problem)))
     }
 
     /// Checks every value that can be judged without looking at the host.
@@ -292,7 +329,7 @@ impl MicrovmConfig {
 }
 
 /// Puts `new` into `all`, in the place of the one with its id if there is one.
-fn put<T>(all: &mut Vec<T>, new: T, id: impl Fn(&T) -> &ResourceId) {
+fn put<T, I: PartialEq>(all: &mut Vec<T>, new: T, id: impl Fn(&T) -> &I) {
     match all.iter_mut().find(|old| id(old) == id(&new)) {
         Some(old) => *old = new,
         None => all.push(new),

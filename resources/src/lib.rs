@@ -23,10 +23,10 @@ mod observability;
 mod rate_limiter;
 mod vsock;
 
-pub use action::{Action, Fault, Outcome, Phase, PhaseError, Reply, VmState};
+pub use action::{Action, EventsQuery, Fault, Outcome, Phase, PhaseError, Reply, VmState};
 pub use balloon::{Balloon, BalloonPatch, BalloonStatsPatch};
 pub use boot_source::BootSource;
-pub use cgroup_section::{CgroupSection, CgroupVersion, Container, Driver};
+pub use cgroup_section::{CgroupPatch, CgroupSection, CgroupVersion, Container, Driver, check_container_id};
 pub use chain::chain;
 pub use config::{ConfigError, MicrovmConfig, NotYet, from_json};
 pub use cpu_config::{Bitmap, CpuConfig, CpuidModifier, MsrModifier, Number, Register, RegisterModifier};

@@ -6,8 +6,10 @@
 //! until the guest or a signal ends it; `controller` does what is asked of the microVM; [`machine`] opens KVM, builds
 //! the guest's platform and starts the vCPU threads.
 
+mod alarm;
 mod api;
 mod args;
+mod cgroup_live;
 mod console;
 mod controller;
 mod cpu_template;
@@ -24,6 +26,7 @@ mod memory;
 mod metrics;
 mod observability;
 mod placement;
+mod prometheus;
 mod reaper;
 mod session;
 mod signals;

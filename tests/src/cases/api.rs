@@ -117,7 +117,7 @@ fn whole_life(ctx: &Ctx) -> Result<(), Failure> {
 }
 
 /// What pinctl prints.
-fn pinctl(ctx: &Ctx, socket: &Path, arguments: &[&str]) -> Result<String, Failure> {
+pub fn pinctl(ctx: &Ctx, socket: &Path, arguments: &[&str]) -> Result<String, Failure> {
     let output = Command::new(&ctx.pinctl).arg("--api-sock").arg(socket).args(arguments).output()?;
     check!(output.status.success(), "pinctl {arguments:?}: {output:?}");
     Ok(String::from_utf8(output.stdout)?)

@@ -4,6 +4,7 @@ mod api;
 mod bad_input;
 mod blk;
 mod boots;
+mod cgroup_live;
 mod demo;
 mod fctools;
 mod fs;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<&'static Case> {
         readme::CASES,
         own_base::CASES,
         placement::CASES,
+        cgroup_live::CASES,
     ]
     .into_iter()
     .flatten()
