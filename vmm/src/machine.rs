@@ -26,6 +26,7 @@ use crate::cpu_template::{self, TemplateError};
 use crate::devices::{DeviceError, Devices};
 use crate::event_loop::{ConsoleInput, EventLoop};
 use crate::files::{self, Kind, OpenError};
+use crate::io_thread::{IoThread, IoThreadError};
 use crate::memory::{self, MemoryError, Sharing};
 use crate::placement::Placement;
 use crate::vcpu::{Outside, VcpuError, Vcpus};
@@ -103,6 +104,9 @@ pub enum MachineError {
     /// The vCPU threads.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// The threads of devices.
+    #[error(transparent)]
+    IoThread(#[from] IoThreadError),
     /// Standard input or output.
     #[error("cannot set up {what}")]
     Io {
@@ -127,12 +131,13 @@ pub struct Options {
 }
 
 /// A built microVM. The fields are dropped in this order: first nobody runs the guest, then no device touches its
-/// memory, then the memory goes.
+/// memory, then their threads end, then the memory goes.
 pub struct Machine {
     vcpus: Vcpus,
     paused: bool,
     _terminal: RawTerminal,
     devices: Devices,
+    _io_threads: Vec<IoThread>,
     _vm: Arc<Vm>,
     _memory: GuestMemoryAtomic<GuestMemoryMmap>,
 }
@@ -169,16 +174,31 @@ impl Machine {
         let outside = Outside { pio: devices.pio(), mmio: devices.mmio(), exit: Arc::clone(exit) };
         let vcpus = Vcpus::spawn(vcpus, &outside, &placement.vcpu_join())?;
 
+        let (mut io_threads, mut on_loop) = (Vec::new(), Vec::new());
+        for (worker, thread) in workers {
+            match thread {
+                Some(id) => io_threads.push(IoThread::spawn(&id, worker)?),
+                None => on_loop.push(worker),
+            }
+        }
         let input = Input::open().map_err(io("standard input"))?;
         let terminal = RawTerminal::enter().map_err(io("the terminal"))?;
         vcpus.run()?;
         devices.settle();
-        workers.into_iter().for_each(|worker| event_loop.add(worker));
+        on_loop.into_iter().for_each(|worker| event_loop.add(worker));
         if console::in_foreground() {
             event_loop.add(ConsoleInput::new(input, devices.serial()));
         }
         log::info!("microVM \"{}\" runs", options.id);
-        Ok(Self { vcpus, paused: false, _terminal: terminal, devices, _vm: vm, _memory: guest_memory })
+        Ok(Self {
+            vcpus,
+            paused: false,
+            _terminal: terminal,
+            devices,
+            _io_threads: io_threads,
+            _vm: vm,
+            _memory: guest_memory,
+        })
     }
 
     /// Stops all vCPUs. On return none runs. Does nothing when they are stopped.

@@ -167,6 +167,12 @@ impl Virtqueue {
         }
     }
 
+    /// Whether [`Self::pop`] has something to say, be it an error.
+    pub fn has_available(&self, memory: &GuestMemoryMmap) -> bool {
+        let index = self.queue.avail_idx(memory, Ordering::Acquire);
+        index.map_or(true, |index| index.0 != self.queue.next_avail())
+    }
+
     /// Gives the chain taken last back to the available ring: it will be popped again.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();

@@ -149,6 +149,15 @@ impl Name {
     }
 }
 
+/// A device's part in an event loop, and whose thread that is: its own, called by this name, or the main one.
+pub type PlacedWorker = (Worker, Option<ResourceId>);
+
+/// The drive's name, if it is one that has asked for a thread of its own.
+fn own_thread(config: &MicrovmConfig, name: &Name) -> Option<ResourceId> {
+    let Name::Drive(id) = name else { return None };
+    config.drives.iter().any(|drive| drive.io_thread && drive.drive_id == *id).then(|| id.clone())
+}
+
 /// The devices of a microVM. When it is dropped none touches guest memory any more.
 pub struct Devices {
     vm: Arc<Vm>,
@@ -173,8 +182,8 @@ impl Drop for Devices {
 }
 
 impl Devices {
-    /// Makes the devices that `config` asks for, and those that every microVM has. The workers are what an event
-    /// loop needs to serve them.
+    /// Makes the devices that `config` asks for, and those that every microVM has. The workers are what event loops
+    /// need to serve them.
     pub fn attach(
         config: &MicrovmConfig,
         vm: &Arc<Vm>,
@@ -183,7 +192,7 @@ impl Devices {
         mmds: &Arc<Mutex<Mmds>>,
         boot_timer: Option<Timestamp>,
         exit: &Arc<ExitSignal>,
-    ) -> Result<(Self, Vec<Worker>), DeviceError> {
+    ) -> Result<(Self, Vec<PlacedWorker>), DeviceError> {
         let irqs = IrqRouter::new(Arc::clone(vm));
         let irq = irqs.line(COM1_GSI)?.irqfd;
         let serial = make::serial(config.serial.as_ref(), irq, output)?;
@@ -219,8 +228,11 @@ impl Devices {
         };
         let workers = make::all(config, mmds, &mut devices.servers)?
             .into_iter()
-            .map(|(name, device)| devices.add_virtio(name, device, memory))
-            .collect::<Result<_, _>>()?;
+            .map(|(name, device)| {
+                let thread = own_thread(config, &name);
+                Ok((devices.add_virtio(name, device, memory)?, thread))
+            })
+            .collect::<Result<_, DeviceError>>()?;
         Ok((devices, workers))
     }
 
