@@ -153,6 +153,7 @@ fn net(interface: &NetworkInterface, mmds: Option<MmdsPort>) -> Result<Net, Devi
             resources::VhostMode::On => VhostMode::On,
             resources::VhostMode::Off => VhostMode::Off,
         },
+        queues: interface.queues,
         rx_limiter: limiter(interface.rx_rate_limiter),
         tx_limiter: limiter(interface.tx_rate_limiter),
         mmds,
