@@ -140,7 +140,8 @@ impl MmioTransport {
                 self.interrupt.status.fetch_and(!value, Ordering::SeqCst);
             }
             VIRTIO_MMIO_STATUS => {
-                if self.front.set_status(value) == StatusChange::Reset {
+                let change = self.front.set_status(value);
+                if change == StatusChange::Reset {
                     // After the device: it raises nothing more.
                     self.interrupt.status.store(0, Ordering::SeqCst);
                 }

@@ -79,9 +79,10 @@ pub const MASKED_UNITS: [&str; 10] = [
 pub const HOST_INITRD_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
 /// Modules of the guests.
-pub const GUEST_MODULES: [&str; 7] = [
+pub const GUEST_MODULES: [&str; 8] = [
     "virtio_ring",
     "virtio_mmio",
+    "virtio_pci",
     "virtio_blk",
     "virtio_net",
     "vmw_vsock_virtio_transport",

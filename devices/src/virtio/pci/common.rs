@@ -80,7 +80,8 @@ impl VirtioPci {
             (DRIVER_FEATURE, &[a, b, c, d]) => driver.accept(u32::from_le_bytes([a, b, c, d])),
             (CONFIG_MSIX_VECTOR, &[a, b]) => self.interrupt.map(Vector::Config, u16::from_le_bytes([a, b])),
             (DEVICE_STATUS, &[status]) => {
-                if self.front.set_status(status.into()) == StatusChange::Reset {
+                let change = self.front.set_status(status.into());
+                if change == StatusChange::Reset {
                     self.interrupt.reset();
                 }
             }
