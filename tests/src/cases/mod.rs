@@ -11,6 +11,7 @@ mod kata;
 mod lab_selfcheck;
 mod net;
 mod own_base;
+mod pci;
 mod placement;
 mod readme;
 
@@ -32,6 +33,7 @@ pub fn all() -> Vec<&'static Case> {
         kata::CASES,
         readme::CASES,
         own_base::CASES,
+        pci::CASES,
         placement::CASES,
     ]
     .into_iter()
