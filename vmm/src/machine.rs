@@ -12,7 +12,7 @@ use arch::cmdline::{CmdlineError, RootDrive};
 use arch::cpuid::{CpuidError, Topology};
 use arch::initrd::InitrdError;
 use arch::kernel::{ImagePlacement, KernelError, LoadedKernel};
-use arch::layout::{AddressMap, LayoutError, MmioDevice};
+use arch::layout::{AddressMap, LayoutError, MmioDevice, Window};
 use arch::mptable::MpTableError;
 use arch::msr::MsrError;
 use arch::regs::RegsError;
@@ -23,7 +23,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::console::{self, Input, Output, RawTerminal};
 use crate::cpu_template::{self, TemplateError};
-use crate::devices::{DeviceError, Devices};
+use crate::devices::{Board, DeviceError, Devices};
 use crate::event_loop::{ConsoleInput, EventLoop};
 use crate::files::{self, Kind, OpenError};
 use crate::io_thread::{IoThread, IoThreadError};
@@ -128,6 +128,8 @@ pub struct Options {
     pub id: InstanceId,
     /// Whether the guest can say that it has booted.
     pub boot_timer: bool,
+    /// Whether devices are on PCI even if the configuration does not say so.
+    pub enable_pci: bool,
 }
 
 /// A built microVM. The fields are dropped in this order: first nobody runs the guest, then no device touches its
@@ -167,8 +169,10 @@ impl Machine {
         let guest_memory = GuestMemoryAtomic::new(memory.clone());
 
         let output = Output::open().map_err(io("standard output"))?;
-        let (devices, workers) = Devices::attach(config, &vm, &guest_memory, output, mmds, boot_timer, exit)?;
-        let kernel = load_guest(config, &map, &memory, devices.virtio_mmio())?;
+        let pci = (options.enable_pci || config.machine_config.pci).then_some(map.mmio64);
+        let board = Board { boot_timer, pci };
+        let (devices, workers) = Devices::attach(config, &vm, &guest_memory, output, mmds, board, exit)?;
+        let kernel = load_guest(config, &map, &memory, devices.virtio_mmio(), pci)?;
 
         let vcpus = create_vcpus(&vm, &cpuid, config, &kernel)?;
         let outside = Outside { pio: devices.pio(), mmio: devices.mmio(), exit: Arc::clone(exit) };
@@ -232,6 +236,7 @@ fn load_guest(
     map: &AddressMap,
     memory: &GuestMemoryMmap,
     virtio_mmio: &[MmioDevice],
+    pci: Option<Window>,
 ) -> Result<LoadedKernel, MachineError> {
     let source = config.check_bootable()?;
     // In private memory mapping is right, unless a balloon takes pages away from it: those of a file would come back
@@ -252,12 +257,14 @@ fn load_guest(
     let root = config
         .root_drive()
         .map(|(_, drive)| RootDrive { partuuid: drive.partuuid.as_deref(), read_only: drive.is_read_only });
-    let cmdline = arch::cmdline::build(source.boot_args.as_deref(), root, virtio_mmio)?;
+    let cmdline =
+        arch::cmdline::build(source.boot_args.as_deref(), root, pci.is_none().then_some(virtio_mmio))?;
     let cpus = config.machine_config.vcpu_count;
-    let platform = Platform { cpus, max_cpus: cpus, virtio_mmio: virtio_mmio.to_vec() };
+    let platform = Platform { cpus, max_cpus: cpus, virtio_mmio: virtio_mmio.to_vec(), pci };
     let rsdp = arch::acpi::write_tables(memory, &platform)?;
     arch::mptable::write(memory, cpus)?;
-    arch::boot_params::write(memory, &BootInfo { map, kernel: &kernel, initrd, cmdline: &cmdline, rsdp })?;
+    let boot = BootInfo { map, kernel: &kernel, initrd, cmdline: &cmdline, rsdp, pci: pci.is_some() };
+    arch::boot_params::write(memory, &boot)?;
     arch::regs::write_boot_tables(memory)?;
     Ok(kernel)
 }

@@ -13,6 +13,7 @@ mod kata;
 mod lab_selfcheck;
 mod net;
 mod own_base;
+mod pci;
 mod placement;
 mod readme;
 
@@ -35,6 +36,7 @@ pub fn all() -> Vec<&'static Case> {
         kata::CASES,
         readme::CASES,
         own_base::CASES,
+        pci::CASES,
         placement::CASES,
         cgroup_live::CASES,
     ]

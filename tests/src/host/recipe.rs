@@ -83,9 +83,10 @@ pub const MASKED_UNITS: [&str; 10] = [
 pub const HOST_INITRD_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
 /// Modules of the guests. Init leaves those of file systems to the step that mounts one.
-pub const GUEST_MODULES: [&str; 8] = [
+pub const GUEST_MODULES: [&str; 9] = [
     "virtio_ring",
     "virtio_mmio",
+    "virtio_pci",
     "virtio_blk",
     "virtio_net",
     "vmw_vsock_virtio_transport",
