@@ -29,7 +29,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let groups = if arguments.groups.is_empty() { Group::ALL.to_vec() } else { arguments.groups };
+    let mut groups = if arguments.groups.is_empty() { Group::ALL.to_vec() } else { arguments.groups };
+    // Starts first: then nothing else runs.
+    groups.sort_unstable();
+    groups.dedup();
     let options = Options { groups, only: arguments.only, runs: arguments.runs, counting: !arguments.time };
     match outside::run(options) {
         Ok(()) => ExitCode::SUCCESS,

@@ -51,33 +51,41 @@ fn run(ctx: &Ctx) -> Result<(), Failure> {
         disk::make(&disk)?;
     }
     let devices = Devices { disk, tap: "pfbench0".to_owned() };
+    let runs = usize::try_from(options.runs)?;
+    let mut of = vmms.len() + runs * vmms.iter().map(|vmm| groups(vmm).len()).sum::<usize>();
     let mut done = 0;
-    let mut step = |what: String, of: usize| {
-        sink.send(&Message::Step { done, of, what });
-        done += 1;
-    };
     // A first launch of each fills the page cache, and shows who cannot be measured.
     let mut able = Vec::new();
-    for (index, vmm) in vmms.iter().enumerate() {
-        step(format!("{}: first launch", vmm.name), vmms.len() - index + able.len());
+    for vmm in vmms {
+        sink.send(&Message::Step { done, of, what: format!("{}: first launch", vmm.name) });
+        done += 1;
         match try_out(vmm, &place, &devices, &groups(vmm)) {
-            Ok(()) => able.push(*vmm),
-            Err(failure) => sink.unavailable(vmm, None, failure),
-        }
-    }
-    let runs = usize::try_from(options.runs)?;
-    let all: usize = vmms.len() + runs * able.iter().map(|vmm| groups(vmm).len()).sum::<usize>();
-    for run in 1..=runs {
-        for vmm in &able {
-            for group in groups(vmm) {
-                step(format!("{}: {} ({run} of {runs})", vmm.name, group.title()), all);
-                if let Err(failure) = measure(vmm, group, &place, &devices, &sink) {
-                    sink.unavailable(vmm, Some(group), failure);
-                }
+            Ok(()) => able.push(vmm),
+            Err(failure) => {
+                of -= runs * groups(vmm).len();
+                sink.unavailable(vmm, None, failure);
             }
         }
     }
-    sink.send(&Message::Step { done: all, of: all, what: "done".to_owned() });
+    for run in 1..=runs {
+        for vmm in &able {
+            // One VM works for all groups, until one of them fails.
+            let mut working = None;
+            for group in groups(vmm) {
+                let what = format!("{}: {} ({run} of {runs})", vmm.name, group.title());
+                sink.send(&Message::Step { done, of, what });
+                done += 1;
+                if let Err(failure) = measure(vmm, group, &place, &devices, &mut working, &sink) {
+                    working = None;
+                    sink.unavailable(vmm, Some(group), failure);
+                }
+            }
+            if let Some(working) = working {
+                working.guest.stop()?;
+            }
+        }
+    }
+    sink.send(&Message::Step { done, of, what: "done".to_owned() });
     Ok(())
 }
 
@@ -90,27 +98,46 @@ fn try_out(vmm: &Vmm, place: &Place, devices: &Devices, groups: &[Group]) -> Res
         guest.stop()?;
     }
     if works {
-        let _tap = Tap::create(&devices.tap, net::HOST)?;
-        let mut guest = Guest::launch(vmm.working(place, devices)?, &place.ctx.scratch)?;
-        guest.wait_for("bench: ready")?;
-        guest.stop()?;
+        Working::launch(vmm, place, devices)?.guest.stop()?;
     }
     Ok(())
 }
 
-fn measure(vmm: &Vmm, group: Group, place: &Place, devices: &Devices, sink: &Sink) -> Result<(), Failure> {
+/// A VM that works, and its end of the network. The VM ends first.
+struct Working {
+    guest: Guest,
+    _tap: Tap,
+}
+
+impl Working {
+    fn launch(vmm: &Vmm, place: &Place, devices: &Devices) -> Result<Self, Failure> {
+        let tap = Tap::create(&devices.tap, net::HOST)?;
+        let mut guest = Guest::launch(vmm.working(place, devices)?, &place.ctx.scratch)?;
+        guest.wait_for("bench: ready")?;
+        Ok(Self { guest, _tap: tap })
+    }
+}
+
+fn measure(
+    vmm: &Vmm,
+    group: Group,
+    place: &Place,
+    devices: &Devices,
+    working: &mut Option<Working>,
+    sink: &Sink,
+) -> Result<(), Failure> {
     if group == Group::Boot {
         return start::measure(vmm, place, sink);
     }
-    let _tap = Tap::create(&devices.tap, net::HOST)?;
-    let mut guest = Guest::launch(vmm.working(place, devices)?, &place.ctx.scratch)?;
-    guest.wait_for("bench: ready")?;
+    let guest = match working {
+        Some(working) => &mut working.guest,
+        None => &mut working.insert(Working::launch(vmm, place, devices)?).guest,
+    };
     match group {
-        Group::Boot => {}
-        Group::Net => net::measure(vmm, &mut guest, sink)?,
-        Group::Blk => disk::measure(vmm, &mut guest, sink)?,
-        Group::Vsock => service::measure_vsock(vmm, place, &mut guest, sink)?,
-        Group::Api => service::measure_api(vmm, place, sink)?,
+        Group::Boot => Ok(()),
+        Group::Net => net::measure(vmm, guest, sink),
+        Group::Blk => disk::measure(vmm, guest, sink),
+        Group::Vsock => service::measure_vsock(vmm, place, guest, sink),
+        Group::Api => service::measure_api(vmm, place, sink),
     }
-    guest.stop()
 }
