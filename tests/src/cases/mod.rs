@@ -19,6 +19,7 @@ mod readme;
 
 pub use demo::DEMO;
 
+use crate::bench::inside::BENCH;
 use crate::case::Case;
 
 /// Every test. The harness orders them by host.
@@ -45,7 +46,7 @@ pub fn all() -> Vec<&'static Case> {
     .collect()
 }
 
-/// The test with this name, or the demo.
+/// The test with this name, or the demo, or the bench.
 pub fn find(name: &str) -> Option<&'static Case> {
-    all().into_iter().chain([&DEMO]).find(|case| case.name == name)
+    all().into_iter().chain([&DEMO, &BENCH]).find(|case| case.name == name)
 }
