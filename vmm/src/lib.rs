@@ -18,6 +18,7 @@ mod devices;
 mod event_loop;
 mod exit;
 mod files;
+mod footprint;
 mod io_thread;
 mod irq;
 pub mod launch;

@@ -26,6 +26,7 @@ use crate::cpu_template::{self, TemplateError};
 use crate::devices::{Board, DeviceError, Devices};
 use crate::event_loop::{ConsoleInput, EventLoop};
 use crate::files::{self, Kind, OpenError};
+use crate::footprint;
 use crate::io_thread::{IoThread, IoThreadError};
 use crate::memory::{self, MemoryError, Sharing};
 use crate::placement::Placement;
@@ -193,6 +194,7 @@ impl Machine {
         if console::in_foreground() {
             event_loop.add(ConsoleInput::new(input, devices.serial()));
         }
+        footprint::forget_code();
         log::info!("microVM \"{}\" runs", options.id);
         Ok(Self {
             vcpus,
