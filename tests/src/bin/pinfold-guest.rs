@@ -1,4 +1,4 @@
-//! Runs inside test guests, for what busybox cannot do: sockets to the host (vsock(7)).
+//! Runs inside test guests, for what busybox cannot do: sockets to the host (vsock(7)), and much TCP.
 //!
 //! | arguments | what it does |
 //! | --- | --- |
@@ -6,8 +6,11 @@
 //! | `send PORT TEXT` | connects to the host's PORT, sends TEXT and a newline, prints the answer's first line |
 //! | `pour PORT MIB` | connects to the host's PORT, sends so much, and waits until the host closes |
 //! | `drain PORT` | connects to the host's PORT, and reads until the host has sent all |
+//! | `push ADDRESS:PORT MIB` | on each CPU connects by TCP, sends MIB MiB of counted words, waits for the peer's end |
+//! | `pull ADDRESS:PORT MIB` | on each CPU connects by TCP, and receives the same |
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::process::ExitCode;
 use tests::vsock::{self, HOST};
 
@@ -19,8 +22,11 @@ fn main() -> ExitCode {
         ["send", port, text] => parse(port).and_then(|port| send(port, text)),
         ["pour", port, mib] => parse(port).and_then(|port| pour(port, parse(mib)?)),
         ["drain", port] => parse(port).and_then(drain),
+        ["push", peer, mib] => parse(mib).and_then(|mib| bulk("pushed", peer, mib, push)),
+        ["pull", peer, mib] => parse(mib).and_then(|mib| bulk("pulled", peer, mib, pull)),
         _ => Err(io::Error::other(
-            "usage: pinfold-guest echo PORT | send PORT TEXT | pour PORT MIB | drain PORT",
+            "usage: pinfold-guest echo PORT | send PORT TEXT | pour PORT MIB | drain PORT | \
+             push|pull ADDRESS:PORT MIB",
         )),
     };
     match ended {
@@ -34,6 +40,47 @@ fn main() -> ExitCode {
 
 fn parse(number: &str) -> io::Result<u32> {
     number.parse().map_err(io::Error::other)
+}
+
+/// Opens a connection to `peer` on each CPU, which passes `mib` MiB of counted words.
+fn bulk(done: &str, peer: &str, mib: u32, pass: fn(TcpStream, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let words: Vec<u8> = (0..mib << 18).flat_map(u32::to_le_bytes).collect();
+    let cpus = std::thread::available_parallelism()?.get();
+    std::thread::scope(|scope| {
+        let on_cpu = |cpu| {
+            let words = &words;
+            scope.spawn(move || run_on(cpu).and_then(|()| pass(TcpStream::connect(peer)?, words)))
+        };
+        let threads: Vec<_> = (0..cpus).map(on_cpu).collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+        })
+    })?;
+    println!("{done} on {cpus}");
+    Ok(())
+}
+
+fn run_on(cpu: usize) -> io::Result<()> {
+    // SAFETY: an empty set is all zeros; `cpu` is one of the machine's, so that it is in the set.
+    let rc = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn push(mut stream: TcpStream, words: &[u8]) -> io::Result<()> {
+    stream.write_all(words)?;
+    stream.shutdown(Shutdown::Write)?;
+    // The peer ends when it has seen all.
+    stream.read_to_end(&mut Vec::new()).map(drop)
+}
+
+fn pull(mut stream: TcpStream, words: &[u8]) -> io::Result<()> {
+    let mut received = Vec::with_capacity(words.len());
+    stream.read_to_end(&mut received)?;
+    if received == words { Ok(()) } else { Err(io::Error::other("other words came than were sent")) }
 }
 
 fn echo(port: u32) -> io::Result<()> {

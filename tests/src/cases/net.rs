@@ -4,7 +4,6 @@ use crate::case::{Case, Ctx, Failure, Needs};
 use crate::check;
 use crate::lab::{Machine, Role, Tap, scan};
 use serde_json::json;
-use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
@@ -72,8 +71,8 @@ fn pings(ctx: &Ctx, vhost: &str) -> Result<(), Failure> {
     vm.expect_exit(0)
 }
 
-/// Lines that are sent in each direction on each CPU: about 2 MiB.
-const LINES: u64 = 300_000;
+/// MiB that are sent in each direction on each CPU.
+const MIB: u32 = 4;
 
 /// Much TCP in both directions, one connection for each vCPU, with as many queues; then the TAP goes.
 fn bulk(ctx: &Ctx, vhost: &str, cpus: u8) -> Result<(), Failure> {
@@ -97,16 +96,14 @@ fn bulk(ctx: &Ctx, vhost: &str, cpus: u8) -> Result<(), Failure> {
     let expected = if vhost == "on" { usize::from(cpus) } else { 0 };
     check!(workers == expected, "{workers} vhost workers with vhost {vhost} and {cpus} queues");
 
-    let numbers = (1..=LINES).fold(String::new(), |mut text, number| {
-        let _ = writeln!(text, "{number}");
-        text
-    });
+    // Counted, so that a piece in the wrong place is seen.
+    let words: Vec<u8> = (0..MIB << 18).flat_map(u32::to_le_bytes).collect();
     for (order, direction, serve) in [("push", "rx", take as Serve), ("pull", "tx", give as Serve)] {
         let (packets, bytes) = (format!("{direction}_packets"), format!("{direction}_bytes"));
         let before = (tap.count(&packets)?, tap.count(&bytes)?);
-        let (port, server) = listen(cpus, numbers.clone(), serve)?;
-        let line = vm.ask(&format!("{order} {port} {LINES}"))?;
-        check!(line == format!("{order} done {cpus}"), "the guest said `{line}`");
+        let (port, server) = listen(cpus, words.clone(), serve)?;
+        let line = vm.ask(&format!("{order} {port} {MIB}"))?;
+        check!(line == format!("{order}ed on {cpus}"), "the guest said `{line}`");
         server.join().map_err(|_| Failure::new("the server panicked"))??;
         let (packets, bytes) = (tap.count(&packets)? - before.0, tap.count(&bytes)? - before.1);
         println!("{order}: {bytes} bytes in {packets} packets");
@@ -123,17 +120,21 @@ fn bulk(ctx: &Ctx, vhost: &str, cpus: u8) -> Result<(), Failure> {
 }
 
 /// What is done with a connection, given what is to pass it.
-type Serve = fn(TcpStream, &str) -> Result<(), Failure>;
+type Serve = fn(TcpStream, &[u8]) -> Result<(), Failure>;
 
 /// Serves so many connections, and says on which port.
-fn listen(count: u8, text: String, serve: Serve) -> Result<(u16, JoinHandle<Result<(), Failure>>), Failure> {
+fn listen(
+    count: u8,
+    words: Vec<u8>,
+    serve: Serve,
+) -> Result<(u16, JoinHandle<Result<(), Failure>>), Failure> {
     let listener = TcpListener::bind((HOST, 0))?;
     let port = listener.local_addr()?.port();
     let server = std::thread::spawn(move || {
         let connections: Vec<_> = (0..count).map(|_| listener.accept()).collect::<Result<_, _>>()?;
         std::thread::scope(|scope| {
             let all: Vec<_> =
-                connections.into_iter().map(|(stream, _)| scope.spawn(|| serve(stream, &text))).collect();
+                connections.into_iter().map(|(stream, _)| scope.spawn(|| serve(stream, &words))).collect();
             all.into_iter()
                 .try_for_each(|one| one.join().map_err(|_| Failure::new("a connection's thread panicked"))?)
         })
@@ -141,14 +142,14 @@ fn listen(count: u8, text: String, serve: Serve) -> Result<(u16, JoinHandle<Resu
     Ok((port, server))
 }
 
-fn take(mut stream: TcpStream, expected: &str) -> Result<(), Failure> {
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    check!(text == expected, "{} bytes came, which are not the {} sent", text.len(), expected.len());
-    Ok(stream.write_all(b"taken\n")?)
+fn take(mut stream: TcpStream, expected: &[u8]) -> Result<(), Failure> {
+    let mut words = Vec::with_capacity(expected.len());
+    stream.read_to_end(&mut words)?;
+    check!(words == expected, "{} bytes came, which are not the {} sent", words.len(), expected.len());
+    Ok(())
 }
 
-fn give(mut stream: TcpStream, text: &str) -> Result<(), Failure> {
-    stream.write_all(text.as_bytes())?;
+fn give(mut stream: TcpStream, words: &[u8]) -> Result<(), Failure> {
+    stream.write_all(words)?;
     Ok(stream.shutdown(Shutdown::Write)?)
 }
