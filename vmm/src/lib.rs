@@ -34,4 +34,5 @@ mod sink;
 mod threads;
 mod vcpu;
 mod version;
+mod virtiofsd;
 mod vm;

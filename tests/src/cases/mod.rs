@@ -7,6 +7,7 @@ mod boots;
 mod cgroup_live;
 mod demo;
 mod fctools;
+mod fs;
 mod host_selfcheck;
 mod kata;
 mod lab_selfcheck;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<&'static Case> {
         bad_input::CASES,
         api::CASES,
         fctools::CASES,
+        fs::CASES,
         kata::CASES,
         readme::CASES,
         own_base::CASES,
