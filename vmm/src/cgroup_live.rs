@@ -14,6 +14,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use crate::alarm::Alarm;
 use crate::event_loop::{EventLoop, register};
+use crate::metrics::METRICS;
 use crate::placement::Placement;
 use crate::{prometheus, threads};
 
@@ -112,6 +113,7 @@ impl LiveGroups {
         let containers: Vec<_> =
             section.containers.iter().map(|container| container.resources.clone()).collect();
         self.limits.change(&containers, section.overhead.as_ref())?;
+        METRICS.cgroup.limits_not_applied.store(self.limits.in_force().unapplied.len() as u64);
         self.note_pending();
         self.set_alarm();
         Ok(())

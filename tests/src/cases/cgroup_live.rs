@@ -122,8 +122,11 @@ fn live(ctx: &Ctx, layout: &Layout) -> Result<(), Failure> {
     check!(shown["containers"].as_array().is_some_and(|all| all.len() == 3), "{shown}");
     check!(shown["in_force"]["pending"] == json!([]), "{shown}");
     print!("{}", pinctl(ctx, &socket, &["container", "list"])?);
-    api.patch("/cgroup/overhead", &json!({ "memory": { "limit": 0 } }))?;
+    // An overhead that says nothing about memory, where a limit of 0 would be no limit at all.
+    api.patch("/cgroup", &json!({ "overhead": {} }))?;
+    layout.check(&pod, 2)?;
     pinctl(ctx, &socket, &["container", "rm", "cont-3"])?;
+    layout.check(&pod, 1)?;
     let gone = api.request("DELETE", "/cgroup/containers/cont-3", "")?.fault()?;
     check!(gone.contains("cont-3"), "{gone}");
 

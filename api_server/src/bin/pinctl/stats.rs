@@ -13,7 +13,7 @@ pub fn page(before: &Value, now: &Value, threads: bool) -> String {
         _ => "-".to_owned(),
     };
     let mut groups =
-        table(&["GROUP", "CPU", "USER", "SYSTEM", "THROTTLED", "PERIODS", "WAIT CPU", "MEM", "IO"]);
+        table(&["GROUP", "CPU", "USER", "SYSTEM", "THROTTLED", "PERIODS", "WAIT CPU", "WAIT MEM", "WAIT IO"]);
     for group in ["sandbox", "vcpus", "overhead"] {
         let cpu = |name: &str| format!("/{group}/cpu/{name}");
         let pressure = |kind: &str| {
