@@ -47,6 +47,14 @@ impl Engine {
         }
     }
 
+    /// Whether something was begun that waits for [`Self::submit`].
+    pub(super) fn has_prepared(&mut self) -> bool {
+        match self {
+            Self::Blocking => false,
+            Self::Uring(ring) => ring.has_prepared(),
+        }
+    }
+
     /// Whether there is something for [`Self::next_ended`].
     pub(super) fn has_ended(&mut self) -> bool {
         match self {

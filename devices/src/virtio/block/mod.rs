@@ -22,6 +22,7 @@ mod uring;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -40,6 +41,7 @@ use server::Server;
 use uring::Uring;
 
 use super::device::{Activation, DeviceError, EventSource, VirtioDevice};
+use crate::counter::{Counters, counters};
 use crate::rate_limiter::{LimiterConfig, LimiterUpdate, RateLimiter};
 
 /// Descriptors in a request queue.
@@ -94,6 +96,38 @@ pub struct BlockConfig {
     pub limiter: LimiterConfig,
 }
 
+counters! {
+    /// What a drive counts.
+    BlockCounters {
+        /// Kicks of its queues.
+        queue_event_count,
+        /// Times that the limiter let waiting requests go on.
+        rate_limiter_event_count,
+        /// Requests that had to wait for the limiter.
+        rate_limiter_throttled_events,
+        /// Chains that are no request.
+        invalid_reqs_count,
+        /// Requests that failed on the disk.
+        execute_fails,
+        /// Reads that were done.
+        read_count,
+        /// Bytes that they read.
+        read_bytes,
+        /// Writes that were done, zeroing included.
+        write_count,
+        /// Bytes that they wrote.
+        write_bytes,
+        /// Flushes that were done.
+        flush_count,
+        /// Discards that were done.
+        discard_count,
+        /// Changes of the file behind the drive.
+        update_count,
+        /// Those that failed.
+        update_fails,
+    }
+}
+
 /// A virtio block device.
 pub struct Block {
     drive: Drive,
@@ -105,6 +139,7 @@ pub struct Block {
     completions: Option<Epoll>,
     fallen_back: bool,
     running: Option<Server>,
+    counters: Arc<BlockCounters>,
 }
 
 impl Block {
@@ -150,6 +185,7 @@ impl Block {
             completions: None,
             fallen_back: false,
             running: None,
+            counters: Arc::default(),
         };
         block.tell_capacity();
         block
@@ -167,7 +203,9 @@ impl Block {
     ///
     /// To be called through [`Slot::update`](super::slot::Slot::update), which tells the driver.
     pub fn reopen(&mut self, path: &Path) -> Result<(), BlockError> {
-        let disk = DiskFile::open(&self.drive.id, path, self.drive.read_only)?;
+        self.counters.update_count.inc();
+        let disk = DiskFile::open(&self.drive.id, path, self.drive.read_only)
+            .inspect_err(|_| self.counters.update_fails.inc())?;
         let sectors = disk.sectors();
         match &mut self.running {
             Some(server) => {
@@ -266,8 +304,13 @@ impl VirtioDevice for Block {
         self.drive.negotiated =
             Abilities { discard: has(VIRTIO_BLK_F_DISCARD), zero: has(VIRTIO_BLK_F_WRITE_ZEROES) };
         let engine = self.engine();
-        self.running = Some(Server::new(engine, activation.memory, activation.queues));
+        let counters = Arc::clone(&self.counters);
+        self.running = Some(Server::new(engine, activation.memory, activation.queues, counters));
         Ok(())
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.counters) as _
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
@@ -280,11 +323,13 @@ impl VirtioDevice for Block {
     }
 
     fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {
+        self.counters.queue_event_count.inc();
         self.serve()
     }
 
     fn source_event(&mut self, fd: RawFd) -> Result<(), DeviceError> {
         if fd == self.limiter.as_raw_fd() {
+            self.counters.rate_limiter_event_count.inc();
             self.limiter.event();
         }
         self.serve()

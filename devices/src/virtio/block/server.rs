@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard, GuestMemoryMmap};
 
+use super::BlockCounters;
 use super::disk::{Disk, Step};
 use super::drive::{Drive, Verdict, Work};
 use super::engine::Engine;
@@ -80,10 +82,16 @@ pub(super) struct Server {
     first: usize,
     iovecs: ChainIovecs,
     polling: Polling,
+    counters: Arc<BlockCounters>,
 }
 
 impl Server {
-    pub(super) fn new(engine: Engine, memory: Memory, queues: Vec<Option<Virtqueue>>) -> Self {
+    pub(super) fn new(
+        engine: Engine,
+        memory: Memory,
+        queues: Vec<Option<Virtqueue>>,
+        counters: Arc<BlockCounters>,
+    ) -> Self {
         Self {
             tasks: Tasks::new(engine.depth()),
             engine,
@@ -94,6 +102,7 @@ impl Server {
             first: 0,
             iovecs: ChainIovecs::new(),
             polling: Polling::default(),
+            counters,
         }
     }
 
@@ -118,7 +127,8 @@ impl Server {
             if share.is_spent() || !submitted {
                 return self.wake_ourselves();
             }
-            if !self.ready.is_empty() {
+            // What has just ended may have begun a flush.
+            if !self.ready.is_empty() || self.engine.has_prepared() {
                 continue;
             }
             // The limiter's timer or what is in flight wakes us. Until then the driver need not.
@@ -230,6 +240,7 @@ impl Server {
             _ => 0,
         };
         if !limiter.consume(1, len) {
+            self.counters.rate_limiter_throttled_events.inc();
             return Ok(false);
         }
         let written = match parsed {
@@ -238,6 +249,7 @@ impl Server {
                     Ok(request) if buffers.writable_len() > 0 => drive.judge(request, &buffers),
                     Ok(_) => Verdict::Answer(Status::IoErr, 0),
                     Err(error) => {
+                        self.counters.invalid_reqs_count.inc();
                         log::debug!("drive {}: {error}", drive.id);
                         Verdict::Answer(Status::IoErr, 0)
                     }
@@ -260,6 +272,7 @@ impl Server {
                 }
             }
             Err(error) => {
+                self.counters.invalid_reqs_count.inc();
                 log::debug!("drive {}: {error}", drive.id);
                 0
             }
@@ -390,6 +403,7 @@ impl Server {
     fn finish(&mut self, token: usize, status: Status, memory: &Guard) -> Result<(), QueueError> {
         let Some(task) = self.tasks.get(token) else { return Ok(()) };
         let (queue, head, written) = (task.queue, task.head, task.conclude(status));
+        self.counters.count(task.work, status);
         self.tasks.end(token);
         self.push_used(queue, head, written, memory)
     }
@@ -416,6 +430,28 @@ impl Server {
             more |= queue.enable_kicks(memory)?;
         }
         Ok(more)
+    }
+}
+
+impl BlockCounters {
+    /// `work` ended with `status`.
+    fn count(&self, work: Work, status: Status) {
+        if status != Status::Ok {
+            return self.execute_fails.inc();
+        }
+        match work {
+            Work::Read { len, .. } => {
+                self.read_count.inc();
+                self.read_bytes.add(len.into());
+            }
+            Work::Write { len, .. } => {
+                self.write_count.inc();
+                self.write_bytes.add(len.into());
+            }
+            Work::Zero { .. } => self.write_count.inc(),
+            Work::Flush => self.flush_count.inc(),
+            Work::Discard { .. } => self.discard_count.inc(),
+        }
     }
 }
 

@@ -198,6 +198,35 @@ fn reads_into_scattered_buffers() {
 }
 
 #[test]
+fn what_is_done_and_what_fails_is_counted() {
+    with_each_engine(|engine| {
+        let (_file, mut bench) = four_sectors_by(engine, false, CacheType::Writeback);
+        bench.request(VIRTIO_BLK_T_IN, 0, &[Write(DATA, 1024)]);
+        bench.request(VIRTIO_BLK_T_OUT, 1, &[Read(DATA, 512)]);
+        bench.request(VIRTIO_BLK_T_FLUSH, 0, &[]);
+        // No request has half a header.
+        bench.ring.lend(&[Read(HEADER, 8), Write(STATUS, 1)]);
+        bench.serve();
+        let mut counted = Vec::new();
+        bench.block.counters().each(&mut |name, counter| {
+            if counter.count() > 0 {
+                counted.push((name, counter.count()));
+            }
+        });
+        let expected = [
+            ("queue_event_count", 4),
+            ("invalid_reqs_count", 1),
+            ("read_count", 1),
+            ("read_bytes", 1024),
+            ("write_count", 1),
+            ("write_bytes", 512),
+            ("flush_count", 1),
+        ];
+        assert_eq!(counted, expected);
+    });
+}
+
+#[test]
 fn writes_from_scattered_buffers() {
     with_each_engine(|engine| {
         let (file, mut bench) = four_sectors_by(engine, false, CacheType::Unsafe);

@@ -91,6 +91,11 @@ impl Uring {
         self.in_flight
     }
 
+    /// Whether there are steps that the kernel does not have yet.
+    pub(super) fn has_prepared(&mut self) -> bool {
+        !self.ring.submission().is_empty()
+    }
+
     /// Whether a step has ended that was not taken yet.
     pub(super) fn has_ended(&mut self) -> bool {
         !self.ring.completion().is_empty()

@@ -13,6 +13,7 @@ mod userspace;
 mod vhost;
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
@@ -31,6 +32,7 @@ use vhost::Vhost;
 use super::device::{Activation, DeviceError, EventSource, Memory, Server, VirtioDevice};
 use super::iovec::ChainIovecs;
 use super::virtqueue::Virtqueue;
+use crate::counter::Counters;
 use crate::rate_limiter::LimiterUpdate;
 
 /// Descriptors in each queue.
@@ -301,6 +303,14 @@ impl VirtioDevice for Net {
         }
     }
 
+    fn counters(&self) -> Arc<dyn Counters> {
+        match &self.backend {
+            Backend::Userspace(userspace) => Arc::clone(userspace.counters()) as _,
+            // The kernel counts, at the TAP.
+            Backend::Vhost(_) => Arc::new(()),
+        }
+    }
+
     fn event_sources(&self) -> Vec<EventSource> {
         // Edge triggered: a TAP stays readable while the guest lends no buffers, and all of them do while the
         // device is not started.
@@ -378,11 +388,7 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         match &mut self.backend {
-            Backend::Userspace(userspace) => {
-                userspace.stop();
-                let dropped = userspace.dropped();
-                log::debug!("network interface {}: until now {dropped:?}", self.id);
-            }
+            Backend::Userspace(userspace) => userspace.stop(),
             Backend::Vhost(vhost) => vhost.stop(),
         }
         self.running = None;

@@ -13,6 +13,7 @@ use super::HEADER_LEN;
 use super::detour::Detour;
 use super::lent::{Filled, Lent};
 use super::tap::{MAX_PACKET, Tap};
+use super::userspace::NetCounters;
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::device::Memory;
 use crate::virtio::virtqueue::{BYTES_PER_EVENT, QueueError, Virtqueue};
@@ -55,8 +56,8 @@ pub(super) struct Way<'a> {
     pub(super) detour: Option<&'a mut Detour>,
     /// What limits the packets of the TAP.
     pub(super) limiter: &'a mut RateLimiter,
-    /// Counts what is lost.
-    pub(super) dropped: &'a mut u64,
+    /// What becomes of them.
+    pub(super) counters: &'a NetCounters,
 }
 
 /// What came of an attempt.
@@ -99,6 +100,7 @@ impl Receiver {
                 if way.limiter.consume(1, payload(len)) {
                     self.held = None;
                     self.queue.push_used_together(&memory, &self.held_chains)?;
+                    way.counters.received(len);
                     moved += payload(len);
                 } else if !service {
                     break;
@@ -108,11 +110,13 @@ impl Receiver {
                 Step::Packet(Unfinished { len, service: false, .. })
                     if !way.limiter.consume(1, payload(len)) =>
                 {
+                    way.counters.rx_rate_limiter_throttled.inc();
                     self.held = Some(len);
                     std::mem::swap(&mut self.chains, &mut self.held_chains);
                 }
                 Step::Packet(Unfinished { len, .. }) => {
                     self.queue.push_used_together(&memory, &self.chains)?;
+                    way.counters.received(len);
                     moved += payload(len);
                 }
                 Step::Again => {}
@@ -168,7 +172,7 @@ impl Receiver {
         };
         if packet.len > self.lent.room() {
             if filled == Filled::Full {
-                *way.dropped += 1;
+                way.counters.rx_fails.inc();
                 return Ok(Step::Again);
             }
             self.unfinished = Some(packet);
@@ -189,6 +193,14 @@ impl Receiver {
     fn wait(&mut self) -> Result<Step, QueueError> {
         let memory = self.memory.memory();
         Ok(if self.queue.enable_kicks(&memory)? { Step::Again } else { Step::Stop })
+    }
+}
+
+impl NetCounters {
+    /// The guest has a packet of `len` bytes with its header.
+    fn received(&self, len: u32) {
+        self.rx_packets_count.inc();
+        self.rx_bytes_count.add(payload(len));
     }
 }
 

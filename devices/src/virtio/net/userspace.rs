@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use vm_memory::GuestAddressSpace;
 
@@ -14,6 +15,7 @@ use super::detour::Detour;
 use super::receive::{Receiver, Way};
 use super::tap::{MAX_PACKET, MIN_PACKET, Tap};
 use super::{HEADER_LEN, Queues};
+use crate::counter::counters;
 use crate::mmds::MmdsPort;
 use crate::rate_limiter::{LimiterConfig, LimiterUpdate, RateLimiter};
 use crate::virtio::device::{DeviceError, Memory};
@@ -31,7 +33,7 @@ pub(super) struct Userspace {
     detour: Option<Detour>,
     iovecs: ChainIovecs,
     running: Option<Running>,
-    dropped: Dropped,
+    counters: Arc<NetCounters>,
 }
 
 struct Running {
@@ -44,13 +46,26 @@ struct Pair {
     tx: Virtqueue,
 }
 
-/// Packets that were lost here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Dropped {
-    /// On their way to the guest.
-    pub(super) to_guest: u64,
-    /// On their way from the guest.
-    pub(super) from_guest: u64,
+counters! {
+    /// What a network interface counts whose packets we move; "rx" is towards the guest.
+    NetCounters {
+        /// Packets to the guest.
+        rx_packets_count,
+        /// Bytes in them, without the virtio header.
+        rx_bytes_count,
+        /// Packets to the guest that were lost here.
+        rx_fails,
+        /// Packets to the guest that had to wait for the limiter.
+        rx_rate_limiter_throttled,
+        /// Packets from the guest, lost ones included.
+        tx_packets_count,
+        /// Bytes in them, without the virtio header.
+        tx_bytes_count,
+        /// Packets from the guest that were lost here.
+        tx_fails,
+        /// Packets from the guest that had to wait for the limiter.
+        tx_rate_limiter_throttled,
+    }
 }
 
 impl Userspace {
@@ -63,7 +78,7 @@ impl Userspace {
             detour: mmds.map(Detour::new).transpose()?,
             iovecs: ChainIovecs::new(),
             running: None,
-            dropped: Dropped::default(),
+            counters: Arc::default(),
         })
     }
 
@@ -112,22 +127,21 @@ impl Userspace {
         self.receive(SERVICE_PAIR, taps)
     }
 
-    /// How many packets were dropped since the device exists.
-    pub(super) fn dropped(&self) -> Dropped {
-        self.dropped
+    /// What was counted.
+    pub(super) fn counters(&self) -> &Arc<NetCounters> {
+        &self.counters
     }
 
     /// Brings the guest what there is for it on `pair`. `taps` are as above; a pair beyond them rests.
     pub(super) fn receive(&mut self, pair: usize, taps: &[Tap]) -> Result<(), DeviceError> {
-        let Self { rx_limiter: limiter, detour, running: Some(running), dropped, .. } = self else {
+        let Self { rx_limiter: limiter, detour, running: Some(running), counters, .. } = self else {
             return Ok(());
         };
         let (Some(Pair { rx, .. }), Some(tap)) = (running.pairs.get_mut(pair), taps.get(pair)) else {
             return Ok(());
         };
-        let dropped = &mut dropped.to_guest;
         let mut detour = detour.as_mut().filter(|_| pair == SERVICE_PAIR);
-        rx.receive(Way { tap, detour: detour.as_deref_mut(), limiter, dropped })?;
+        rx.receive(Way { tap, detour: detour.as_deref_mut(), limiter, counters })?;
         if let Some(detour) = detour {
             detour.arm();
         }
@@ -136,7 +150,7 @@ impl Userspace {
 
     /// Sends what the driver made available on `pair`, until the limiter says no or for one event's share.
     pub(super) fn send(&mut self, pair: usize, taps: &[Tap]) -> Result<(), DeviceError> {
-        let Self { tx_limiter, detour, iovecs, running: Some(running), dropped, .. } = self else {
+        let Self { tx_limiter, detour, iovecs, running: Some(running), counters, .. } = self else {
             return Ok(());
         };
         let (Some(Pair { tx, .. }), Some(tap)) = (running.pairs.get_mut(pair), taps.get(pair)) else {
@@ -160,11 +174,14 @@ impl Userspace {
             {
                 taken = true;
             } else if !tx_limiter.consume(1, len) {
+                counters.tx_rate_limiter_throttled.inc();
                 return Turn::Held;
             } else if let Err(error) = packet.and_then(|packet| tap.send(&packet)) {
-                dropped.from_guest += 1;
+                counters.tx_fails.inc();
                 log::debug!("TAP {}: dropped a packet of the guest: {error}", tap.name());
             }
+            counters.tx_packets_count.inc();
+            counters.tx_bytes_count.add(len);
             moved += len;
             if moved < BYTES_PER_EVENT { Turn::Used(0) } else { Turn::Last(0) }
         })?;
