@@ -14,6 +14,8 @@ pub mod bus;
 pub mod config;
 pub mod msix;
 
+#[cfg(test)]
+pub(crate) mod fake_routes;
 mod registers;
 
 use crate::bus::BusDevice;
