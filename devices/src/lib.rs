@@ -30,6 +30,7 @@
 //! without bounds, or a log without end.
 
 pub mod bus;
+pub mod counter;
 pub mod legacy;
 pub mod mmds;
 pub mod pci;

@@ -28,6 +28,7 @@ pub mod net;
 pub mod pci;
 pub mod rng;
 pub mod slot;
+pub mod vhost_user;
 pub mod virtqueue;
 pub mod vsock;
 pub mod worker;

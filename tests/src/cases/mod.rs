@@ -4,8 +4,10 @@ mod api;
 mod bad_input;
 mod blk;
 mod boots;
+mod cgroup_live;
 mod demo;
 mod fctools;
+mod fs;
 mod host_selfcheck;
 mod kata;
 mod lab_selfcheck;
@@ -17,6 +19,7 @@ mod readme;
 
 pub use demo::DEMO;
 
+use crate::bench::inside::BENCH;
 use crate::case::Case;
 
 /// Every test. The harness orders them by host.
@@ -30,18 +33,20 @@ pub fn all() -> Vec<&'static Case> {
         bad_input::CASES,
         api::CASES,
         fctools::CASES,
+        fs::CASES,
         kata::CASES,
         readme::CASES,
         own_base::CASES,
         pci::CASES,
         placement::CASES,
+        cgroup_live::CASES,
     ]
     .into_iter()
     .flatten()
     .collect()
 }
 
-/// The test with this name, or the demo.
+/// The test with this name, or the demo, or the bench.
 pub fn find(name: &str) -> Option<&'static Case> {
-    all().into_iter().chain([&DEMO]).find(|case| case.name == name)
+    all().into_iter().chain([&DEMO, &BENCH]).find(|case| case.name == name)
 }

@@ -19,6 +19,7 @@ use ::devices::virtio::mmio::MmioTransport;
 use ::devices::virtio::net::NetError;
 use ::devices::virtio::rng::RngError;
 use ::devices::virtio::slot::Slot;
+use ::devices::virtio::vhost_user::VhostUserError;
 use ::devices::virtio::vsock::VsockError;
 use ::devices::virtio::worker::Worker;
 use arch::acpi::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_S5};
@@ -32,7 +33,9 @@ use resources::{MicrovmConfig, ResourceId};
 use self::pci::Pci;
 use crate::console::Output;
 use crate::irq::{IrqError, IrqRouter};
+use crate::metrics::METRICS;
 use crate::sink::SinkError;
+use crate::virtiofsd::{Virtiofsd, VirtiofsdError};
 use crate::vm::{Vm, VmError};
 
 // What `arch` tells the guest of a device is what the device in `devices` does.
@@ -63,6 +66,22 @@ pub enum DeviceError {
         id: String,
         /// What is wrong with it.
         source: NetError,
+    },
+    /// A file system.
+    #[error("fs: \"{tag}\"")]
+    Fs {
+        /// Its tag.
+        tag: String,
+        /// What is wrong with it.
+        source: VhostUserError,
+    },
+    /// A file system's server.
+    #[error("fs: \"{tag}\"")]
+    Server {
+        /// Its tag.
+        tag: String,
+        /// What is wrong with it.
+        source: VirtiofsdError,
     },
     /// The socket device.
     #[error("vsock")]
@@ -107,9 +126,41 @@ pub enum DeviceError {
 enum Name {
     Drive(ResourceId),
     Network(ResourceId),
+    Fs(ResourceId),
     Vsock,
     Entropy,
     Balloon,
+}
+
+impl Name {
+    /// What Firecracker's metrics call its kind.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Drive(_) => "block",
+            Self::Network(_) => "net",
+            Self::Fs(_) => "fs",
+            Self::Vsock => "vsock",
+            Self::Entropy => "entropy",
+            Self::Balloon => "balloon",
+        }
+    }
+
+    /// What tells it from others of its kind.
+    fn id(&self) -> Option<String> {
+        match self {
+            Self::Drive(id) | Self::Network(id) | Self::Fs(id) => Some(id.to_string()),
+            Self::Vsock | Self::Entropy | Self::Balloon => None,
+        }
+    }
+}
+
+/// A device's part in an event loop, and whose thread that is: its own, called by this name, or the main one.
+pub type PlacedWorker = (Worker, Option<ResourceId>);
+
+/// The drive's name, if it is one that has asked for a thread of its own.
+fn own_thread(config: &MicrovmConfig, name: &Name) -> Option<ResourceId> {
+    let Name::Drive(id) = name else { return None };
+    config.drives.iter().any(|drive| drive.io_thread && drive.drive_id == *id).then(|| id.clone())
 }
 
 /// What beside the declared devices a microVM has.
@@ -132,6 +183,8 @@ pub struct Devices {
     pci: Option<Pci>,
     slots: Vec<(Name, Arc<Slot>)>,
     virtio_mmio: Vec<MmioDevice>,
+    /// Servers of ours; they end with the devices.
+    servers: Vec<Virtiofsd>,
 }
 
 impl Drop for Devices {
@@ -141,8 +194,8 @@ impl Drop for Devices {
 }
 
 impl Devices {
-    /// Makes the devices that `config` asks for, and those that every microVM has. The workers are what an event
-    /// loop needs to serve them.
+    /// Makes the devices that `config` asks for, and those that every microVM has. The workers are what event loops
+    /// need to serve them.
     pub fn attach(
         config: &MicrovmConfig,
         vm: &Arc<Vm>,
@@ -151,11 +204,15 @@ impl Devices {
         mmds: &Arc<Mutex<Mmds>>,
         board: Board,
         exit: &Arc<ExitSignal>,
-    ) -> Result<(Self, Vec<Worker>), DeviceError> {
+    ) -> Result<(Self, Vec<PlacedWorker>), DeviceError> {
         let irqs = IrqRouter::new(Arc::clone(vm));
         let irq = irqs.line(COM1_GSI)?.irqfd;
-        let serial = Arc::new(Mutex::new(make::serial(config.serial.as_ref(), irq, output)?));
-        let keyboard = Arc::new(Mutex::new(I8042::new(irqs.line(I8042_GSI)?.irqfd, Arc::clone(exit))));
+        let serial = make::serial(config.serial.as_ref(), irq, output)?;
+        let keyboard = I8042::new(irqs.line(I8042_GSI)?.irqfd, Arc::clone(exit));
+        METRICS.devices.clear();
+        METRICS.devices.add("uart", None, serial.counters());
+        METRICS.devices.add("i8042", None, keyboard.counters());
+        let (serial, keyboard) = (Arc::new(Mutex::new(serial)), Arc::new(Mutex::new(keyboard)));
         let pio = Arc::new(Bus::new());
         pio.insert(u64::from(COM1_PORT), Serial::LEN, Arc::clone(&serial) as _)?;
         pio.insert(u64::from(I8042_DATA_PORT), I8042::LEN, Arc::clone(&keyboard) as _)?;
@@ -180,11 +237,15 @@ impl Devices {
             pci,
             slots: Vec::new(),
             virtio_mmio: Vec::new(),
+            servers: Vec::new(),
         };
-        let workers = make::all(config, mmds)?
+        let workers = make::all(config, mmds, &mut devices.servers)?
             .into_iter()
-            .map(|(name, device)| devices.add_virtio(name, device, memory))
-            .collect::<Result<_, _>>()?;
+            .map(|(name, device)| {
+                let thread = own_thread(config, &name);
+                Ok((devices.add_virtio(name, device, memory)?, thread))
+            })
+            .collect::<Result<_, DeviceError>>()?;
         Ok((devices, workers))
     }
 
@@ -199,6 +260,9 @@ impl Devices {
             Some(pci) => pci.add(device, memory, &self.irqs)?,
             None => self.add_mmio(device, memory)?,
         };
+        for counters in slot.counters() {
+            METRICS.devices.add(name.kind(), name.id(), counters);
+        }
         self.slots.push((name, slot));
         Ok(worker)
     }
