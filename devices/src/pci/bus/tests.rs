@@ -202,5 +202,5 @@ fn the_bus_may_go_first() {
     let mut fixture = Fixture::new();
     fixture.memory = Arc::new(Bus::new());
     fixture.move_to(1, LOW);
-    assert_eq!((fixture.read(1, 4), fixture.known(1)), (0, vec![]));
+    assert_eq!((fixture.read(1, 4), fixture.known(1)), (2, vec![]));
 }
