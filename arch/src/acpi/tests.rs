@@ -166,7 +166,8 @@ fn a_pci_root_bridge() {
     for value in [map.mmio64.start.0, map.mmio64.end().0 - 1, 0, 1 << 40] {
         high.extend(value.to_le_bytes());
     }
-    assert!(contains(&dsdt, &[&bus[..], &low, &high].concat()));
+    let ports = [0x47, 1, 0xF8, 0xC, 0xF8, 0xC, 1, 8];
+    assert!(contains(&dsdt, &[&bus[..], &ports, &low, &high].concat()));
     // Method (_OSC, 4, Serialized) {If (LEqual (Arg0, Buffer (16) {..})) {Return (Arg3)} ..
     assert!(contains(&dsdt, b"_OSC\x0C\xA0\x19\x93\x68\x11\x13\x0A\x10\x5B\x4D\xDB\x33"));
     assert!(contains(&dsdt, b"\xA4\x6B\x8A\x6B\0CDW1\x7DCDW1\x0A\x04CDW1\xA4\x6B"));

@@ -98,7 +98,7 @@ impl BusDevice for PciBus {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let (memory, windows) = (self.memory.upgrade(), self.windows.clone());
-        if let (Some(memory), Some((device, register))) = (memory, self.find(offset)) {
+        if let Some((device, register)) = self.find(offset) {
             let decoded = {
                 let mut function = device.lock();
                 function.write_config(register, data);
@@ -110,7 +110,9 @@ impl BusDevice for PciBus {
                     .iter()
                     .any(|window| window.contains(base) && last.is_some_and(|last| window.contains(&last)))
             };
-            device.place(&memory, decoded.filter(inside));
+            if let Some(memory) = memory {
+                device.place(&memory, decoded.filter(inside));
+            }
         }
     }
 }

@@ -1,19 +1,22 @@
-//! A PCI bus with its configuration space as memory (ECAM, PCI Express Base Specification 6.0 section 7.2.2).
+//! A PCI bus with its configuration space as memory (ECAM, PCI Express Base Specification 6.0 section 7.2.2) and by
+//! ports.
 //!
 //! | module | what it is |
 //! | --- | --- |
 //! | [`bus`] | the functions and where they are: configuration accesses, and BARs that the guest moves |
 //! | [`config`] | a function's configuration space: header, BAR, capabilities |
 //! | [`msix`] | interrupts by message, with a vector for each reason |
+//! | [`ports`] | configuration space by ports |
 //!
-//! Functions interrupt by message only: no function has an interrupt pin. There are no bridges, and no
-//! configuration space by ports (`0xCF8`): that takes two exits for each access, and a guest that finds it uses
-//! it instead of this one.
+//! Functions interrupt by message only: no function has an interrupt pin. There are no bridges.
 
 pub mod bus;
 pub mod config;
 pub mod msix;
+pub mod ports;
 
+#[cfg(test)]
+pub(crate) mod fake_routes;
 mod registers;
 
 use crate::bus::BusDevice;

@@ -99,11 +99,10 @@ impl Msix {
 
     /// The guest reads the pending bits, of which there is one for each vector.
     pub fn read_pending(&self, offset: usize, data: &mut [u8]) {
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            let vectors = (0..8).map(|bit| (bit, at.saturating_mul(8).saturating_add(bit)));
-            *byte = vectors
-                .filter(|(_, vector)| self.is_pending(*vector))
-                .fold(0, |all, (bit, _)| all | 1 << bit);
+        for (index, byte) in data.iter_mut().enumerate() {
+            let first = offset.saturating_add(index).saturating_mul(8);
+            let pending = (0..8).filter(|bit| self.is_pending(first.saturating_add(*bit)));
+            *byte = pending.fold(0, |all, bit| all | 1 << bit);
         }
     }
 

@@ -15,10 +15,10 @@ use std::time::Instant;
 pub const CASES: &[Case] = &[
     Case { name: "pci_devices", needs: Needs::VM, timeout: Case::TIMEOUT, run: devices },
     Case {
-        name: "pci_vcpus",
+        name: "pci_moved",
         needs: Needs { kvm: true, ..Needs::NOTHING },
         timeout: Case::TIMEOUT,
-        run: vcpus,
+        run: moved,
     },
 ];
 
@@ -182,18 +182,34 @@ fn count_of(interrupts: &[String], name: &str) -> Result<u64, Failure> {
     count.ok_or_else(|| Failure(format!("no {name} in {interrupts:?}")))
 }
 
-/// Several vCPUs, the other form of the kernel, no device, and `--no-api`.
-fn vcpus(ctx: &Ctx) -> Result<(), Failure> {
+/// Several vCPUs, the other form of the kernel, the configuration file, and a guest that moves a BAR.
+fn moved(ctx: &Ctx) -> Result<(), Failure> {
+    let [first, second] = ["first", "second"].map(|name| ctx.scratch.join(name));
+    File::create(&first)?.set_len(8 << 20)?;
+    File::create(&second)?.set_len(8 << 20)?;
     let mut vm = Machine::new(ctx)
         .kernel(&ctx.bzimage)
         .vcpus(2)
+        .drive("first", &first, true)
+        .drive("second", &second, false)
         .set("/machine-config/pci", json!(true))
+        // The kernel gives the second drive's BAR another place, at a multiple of 1 MiB.
+        .boot_args("pci=resource_alignment=20@00:02.0")
         .steps("hello+wait")
         .start()?;
     vm.wait_for_guest("up cpus=2 ")?;
     vm.wait_for_guest("waiting")?;
-    let line = vm.ask("pci")?;
-    check!(line == "pci 00:00.0=1b36:0008", "the guest found `{line}`");
+    let line = vm.ask("bar 00:01.0")?;
+    check!(line == "bar 00:01.0 0x00000000c0108000", "the guest says `{line}`");
+    let line = vm.ask("bar 00:02.0")?;
+    let at = line.strip_prefix("bar 00:02.0 0x").map(|number| u64::from_str_radix(number, 16));
+    let Some(Ok(at)) = at else { return Err(Failure(format!("the guest says `{line}`"))) };
+    check!(at > 0xC010_0000 && at.is_multiple_of(1 << 20), "it was not moved: `{line}`");
+    vm.send_line("run write")?;
+    let line = vm.wait_for_guest("write ")?;
+    check!(line.starts_with("write vdb done bytes=1048576 "), "the guest said `{line}`");
+    let line = vm.ask("disk vda")?;
+    check!(line.starts_with("disk vda bytes=8388608 "), "the guest said `{line}`");
     vm.send_line("reboot")?;
     vm.expect_exit(0)
 }

@@ -226,7 +226,7 @@ impl Devices {
             let timer = Arc::new(Mutex::new(BootTimer::new(start)));
             mmio.insert(BOOT_TIMER.start.0, BOOT_TIMER.size, timer)?;
         }
-        let pci = board.pci.map(|mmio64| Pci::new(vm, &mmio, mmio64)).transpose()?;
+        let pci = board.pci.map(|mmio64| Pci::new(vm, &mmio, &pio, mmio64)).transpose()?;
         let mut devices = Self {
             vm: Arc::clone(vm),
             irqs,

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ::devices::bus::Bus;
 use ::devices::pci::bus::{Doorbells, PciBus};
+use ::devices::pci::ports::ConfigPorts;
 use ::devices::virtio::device::{Memory, VirtioDevice};
 use ::devices::virtio::pci::VirtioPci;
 use ::devices::virtio::slot::Slot;
 use ::devices::virtio::worker::Worker;
-use arch::layout::{PCI_ECAM, PCI_MMIO32, Window};
+use arch::layout::{PCI_CONFIG_PORT, PCI_ECAM, PCI_MMIO32, Window};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -27,12 +28,14 @@ pub struct Pci {
 }
 
 impl Pci {
-    /// A bus whose BARs may be in its window below 4 GiB, and in `mmio64`.
-    pub fn new(vm: &Arc<Vm>, memory: &Arc<Bus>, mmio64: Window) -> Result<Self, DeviceError> {
+    /// A bus, configured by memory and by ports, whose BARs may be in its window below 4 GiB and in `mmio64`.
+    pub fn new(vm: &Arc<Vm>, memory: &Arc<Bus>, ports: &Bus, mmio64: Window) -> Result<Self, DeviceError> {
         vm.check_pci()?;
         let windows = [PCI_MMIO32, mmio64].map(|window| window.start.0..=window.last().0);
         let bus = Arc::new(Mutex::new(PciBus::new(memory, windows)));
         memory.insert(PCI_ECAM.start.0, PCI_ECAM.size, Arc::clone(&bus) as _)?;
+        let config = Arc::new(Mutex::new(ConfigPorts::new(Arc::clone(&bus))));
+        ports.insert(u64::from(PCI_CONFIG_PORT), ConfigPorts::LEN, config)?;
         Ok(Self { vm: Arc::clone(vm), bus })
     }
 
