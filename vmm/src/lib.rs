@@ -31,4 +31,5 @@ mod sink;
 mod threads;
 mod vcpu;
 mod version;
+mod virtiofsd;
 mod vm;
