@@ -240,6 +240,7 @@ impl Virtqueue {
         let used = self.queue.used_idx(memory, Ordering::Acquire).map_err(|reason| self.used(reason))?;
         self.queue.set_next_avail(used.0);
         self.queue.set_next_used(used.0);
+        self.told = used.0;
         Ok(())
     }
 

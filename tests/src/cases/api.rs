@@ -73,6 +73,8 @@ fn whole_life(ctx: &Ctx) -> Result<(), Failure> {
 
     api.put("/actions", &json!({ "action_type": "InstanceStart" }))?;
     check!(api.get("/")?["state"] == "Running", "not running");
+    let interface = &get_as_documented(&api, "/vm/config")?["network-interfaces"][0];
+    check!(interface["vhost"] == "auto" && interface["backend"] == "vhost-net", "{interface}");
     vm.wait_for_guest("up cpus=2 ")?;
     vm.wait_for_guest("waiting")?;
     let late = api.request("PUT", "/boot-source", &declared["boot-source"].to_string())?;

@@ -26,6 +26,12 @@ pub const CASES: &[Case] = &[
     },
     Case { name: "net_bulk_vhost", needs: Needs::VM, timeout: Case::TIMEOUT, run: |ctx| bulk(ctx, "on", 1) },
     Case {
+        name: "net_queues_refused",
+        needs: Needs { kvm: true, ..Needs::NOTHING },
+        timeout: Case::TIMEOUT,
+        run: queues_refused,
+    },
+    Case {
         name: "net_queues_userspace",
         needs: Needs { kvm: true, ..Needs::NOTHING },
         timeout: Case::TIMEOUT,
@@ -111,12 +117,25 @@ fn bulk(ctx: &Ctx, vhost: &str, cpus: u8) -> Result<(), Failure> {
         check!(bytes / packets > 2 * 1500, "{order}: {bytes} bytes in {packets} packets");
     }
 
+    check!(vm.ask("run load")? == "load running", "no load");
     tap.delete()?;
     let line = vm.ask("carrier 0")?;
     check!(line == "carrier 0", "the guest said `{line}`");
     check!(vm.errors().matches("its TAP is gone").count() == 1, "not told once: {}", vm.errors());
     vm.send_line("poweroff")?;
     vm.expect_exit(0)
+}
+
+/// A TAP for one queue cannot have two.
+fn queues_refused(ctx: &Ctx) -> Result<(), Failure> {
+    let tap = Tap::create("pfnet0", &format!("{HOST}/24"))?;
+    let mut vm = Machine::new(ctx)
+        .net(&tap, &format!("{GUEST}/24"), HOST)
+        .set("/network-interfaces/0/queues", json!(2))
+        .start()?;
+    vm.expect_exit(152)?;
+    check!(vm.errors().contains("ip tuntap add pfnet0 mode tap multi_queue"), "{}", vm.errors());
+    Ok(())
 }
 
 /// What is done with a connection, given what is to pass it.

@@ -6,24 +6,25 @@ use virtio_bindings::virtio_net::{
 use vm_memory::GuestMemoryMmap;
 
 use crate::virtio::iovec::{ChainBuffers, ChainIovecs};
-use crate::virtio::virtqueue::{QueueError, Virtqueue};
+use crate::virtio::virtqueue::{QueueError, Turn, Virtqueue};
 
-/// Answers what waits in `queue`. `set_pairs` uses that many pairs from now on, or says that it does not.
+/// Answers the next command in `queue`; others wait for a kick of our own, because the host may take milliseconds for
+/// one. `set_pairs` uses that many pairs from now on, or says that it does not.
 pub(super) fn serve(
     queue: &mut Virtqueue,
     memory: &GuestMemoryMmap,
     iovecs: &mut ChainIovecs,
     mut set_pairs: impl FnMut(u16) -> bool,
 ) -> Result<(), QueueError> {
-    queue.serve(memory, |chain| {
-        let Ok(buffers) = iovecs.fill(chain, memory) else { return 0 };
+    queue.serve_while(memory, |chain| {
+        let Ok(buffers) = iovecs.fill(chain, memory) else { return Turn::Used(0) };
         // Nothing is done that cannot be answered.
         if buffers.writable_len() == 0 {
-            return 0;
+            return Turn::Used(0);
         }
         let done = pairs(&buffers).is_some_and(&mut set_pairs);
         let answer = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
-        buffers.write_at(0, &answer.to_le_bytes()[..1]).map_or(0, |()| 1)
+        Turn::Last(buffers.write_at(0, &answer.to_le_bytes()[..1]).map_or(0, |()| 1))
     })
 }
 

@@ -14,10 +14,8 @@ use vhost::net::VhostNet;
 use vhost::vhost_kern::net::Net as KernelNet;
 use vhost::vhost_kern::vhost_binding::{VHOST_SET_VRING_ADDR, vhost_vring_addr};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{
-    Address, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-};
+use virtio_queue::QueueT;
+use vm_memory::{Address, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -25,7 +23,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use super::{Queues, tap::Tap};
 use crate::virtio::device::{DeviceError, Memory};
 use crate::virtio::interrupt::{Interrupt, Vector};
-use crate::virtio::virtqueue::Virtqueue;
+use crate::virtio::virtqueue::{Virtqueue, ring_addresses};
 
 /// The crate wants guest memory in order to check and translate the addresses of rings. It refuses a ring at
 /// the very end of memory and accepts one across regions, so that is done here, and it gets an empty map.
@@ -197,8 +195,17 @@ fn prepare(
     error: &EventFd,
 ) -> Result<(), DeviceError> {
     let ring = queue.ring();
-    let addresses = ring_addresses(memory, index, ring)
+    // The kernel adds offsets to these without looking at the memory table.
+    let [desc_user_addr, avail_user_addr, used_user_addr] = ring_addresses(ring, memory)
         .ok_or(DeviceError::Driver("put a ring where guest memory is not contiguous"))?;
+    let addresses = vhost_vring_addr {
+        index: u32::try_from(index).unwrap_or(u32::MAX),
+        flags: 0,
+        desc_user_addr,
+        used_user_addr,
+        avail_user_addr,
+        log_guest_addr: 0,
+    };
     let call = interrupt
         .notifier(Vector::Queue(queue.index()))
         .map_err(host("get the interrupt of a queue for vhost-net"))?;
@@ -215,24 +222,6 @@ fn prepare(
     kernel.set_vring_call(index, &call).map_err(failed("set a ring's interrupt in vhost-net"))?;
     kernel.set_vring_kick(index, queue.kick()).map_err(failed("set a ring's kick in vhost-net"))?;
     Ok(())
-}
-
-/// The host addresses of a ring's three parts (virtio 1.2, section 2.7), if each lies in one piece of memory:
-/// the kernel adds offsets to them without looking at the memory table.
-fn ring_addresses(memory: &GuestMemoryMmap, index: usize, ring: &Queue) -> Option<vhost_vring_addr> {
-    let size = usize::from(ring.size());
-    let part = |address, len| {
-        let slice = memory.get_slice(GuestAddress(address), len).ok()?;
-        u64::try_from(slice.ptr_guard().as_ptr().addr()).ok()
-    };
-    Some(vhost_vring_addr {
-        index: u32::try_from(index).ok()?,
-        flags: 0,
-        desc_user_addr: part(ring.desc_table(), 16 * size)?,
-        used_user_addr: part(ring.used_ring(), 6 + 8 * size)?,
-        avail_user_addr: part(ring.avail_ring(), 6 + 2 * size)?,
-        log_guest_addr: 0,
-    })
 }
 
 /// Where the kernel finds guest memory. Nothing is passed by descriptor here.

@@ -17,16 +17,21 @@ fn ask(commands: &[&[Lent]], bytes: &[u8]) -> (Vec<u16>, Vec<u32>, u8) {
     memory.write_slice(bytes, GuestAddress(DATA)).unwrap();
     memory.write_obj(0xffu8, GuestAddress(ANSWER)).unwrap();
     let mut ring = DriverRing::new(&memory, RING);
-    let (mut queue, _) = ring.virtqueue(4, Arc::new(RecordedInterrupt::default()));
+    let (mut queue, kick) = ring.virtqueue(4, Arc::new(RecordedInterrupt::default()));
     for command in commands {
         ring.lend(command);
     }
     let mut asked = Vec::new();
-    let set = |pairs| {
+    let mut set = |pairs| {
         asked.push(pairs);
         pairs == 2
     };
-    serve(&mut queue, &memory, &mut ChainIovecs::new(), set).unwrap();
+    kick.write(1).unwrap();
+    while kick.read().is_ok() {
+        let before = ring.ring().used_index();
+        serve(&mut queue, &memory, &mut ChainIovecs::new(), &mut set).unwrap();
+        assert!(ring.ring().used_index() <= before + 1, "more than one command at a time");
+    }
     let used = std::iter::from_fn(|| ring.used().map(|(_, len)| len)).collect();
     (asked, used, memory.read_obj(GuestAddress(ANSWER)).unwrap())
 }

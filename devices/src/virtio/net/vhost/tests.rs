@@ -1,3 +1,4 @@
+use virtio_queue::Queue;
 use vm_memory::GuestAddress;
 
 use super::*;
@@ -21,11 +22,9 @@ fn queue(table: u64, available: u64, used: u64) -> Queue {
 fn rings_are_translated_one_part_at_a_time() {
     let memory = memory();
     let host = |address| memory.get_host_address(GuestAddress(address)).unwrap().addr();
-    let addresses = ring_addresses(&memory, 1, &queue(0x1000, 0x1_2000, 0x3000)).unwrap();
-    assert_eq!(addresses.index, 1);
-    assert_eq!(usize::try_from(addresses.desc_user_addr).unwrap(), host(0x1000));
-    assert_eq!(usize::try_from(addresses.avail_user_addr).unwrap(), host(0x1_2000));
-    assert_eq!(usize::try_from(addresses.used_user_addr).unwrap(), host(0x3000));
+    let addresses = ring_addresses(&queue(0x1000, 0x1_2000, 0x3000), &memory).unwrap();
+    let expected = [host(0x1000), host(0x1_2000), host(0x3000)];
+    assert_eq!(addresses.map(|address| usize::try_from(address).unwrap()), expected);
 }
 
 #[test]
@@ -37,7 +36,7 @@ fn a_ring_may_end_where_memory_ends() {
         // Of 134 bytes, aligned to four.
         (0x1000, 0x2000, 0x2_0000 - 136),
     ] {
-        assert!(ring_addresses(&memory, 0, &queue(table, available, used)).is_some());
+        assert!(ring_addresses(&queue(table, available, used), &memory).is_some());
     }
 }
 
@@ -52,7 +51,7 @@ fn a_ring_across_regions_or_outside_of_memory_is_refused() {
         (0x2_0000 - 240, 0x1000, 0x2000),
         (0x1000, u64::MAX - 1, 0x2000),
     ] {
-        assert!(ring_addresses(&memory, 0, &queue(table, available, used)).is_none());
+        assert!(ring_addresses(&queue(table, available, used), &memory).is_none());
     }
 }
 
