@@ -80,6 +80,7 @@ pub(crate) static ROUTES: &[Route] = &[
     }),
     put("/vsock", put_vsock),
     put("/entropy", |input| Ok(Action::PutEntropy(input.read()?).into())),
+    put("/fs/{tag}", |input| Ok(Action::PutFs(input.read_named(|fs: &resources::Fs| &fs.tag)?).into())),
     put("/serial", |input| Ok(Action::PutSerial(input.read()?).into())),
     put("/logger", |input| Ok(Action::PutLogger(input.read()?).into())),
     put("/metrics", |input| Ok(Action::PutMetrics(input.read()?).into())),

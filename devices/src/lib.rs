@@ -29,6 +29,7 @@
 //! without bounds, or a log without end.
 
 pub mod bus;
+pub mod counter;
 pub mod legacy;
 pub mod mmds;
 pub mod rate_limiter;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Balloon, BalloonPatch, BalloonStatsPatch, BootSource, CpuConfig, Drive, DrivePatch, Entropy, Logger,
+    Balloon, BalloonPatch, BalloonStatsPatch, BootSource, CpuConfig, Drive, DrivePatch, Entropy, Fs, Logger,
     MachineConfig, MachineConfigPatch, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Serial,
     Vsock,
 };
@@ -56,6 +56,8 @@ pub enum Action {
     PutVsock(Vsock),
     /// The entropy device.
     PutEntropy(Entropy),
+    /// A file system, new or in the place of the one with its tag.
+    PutFs(Fs),
     /// The serial console.
     PutSerial(Serial),
     /// The log.
@@ -139,6 +141,7 @@ impl Action {
             | Self::PutNetworkInterface(_)
             | Self::PutVsock(_)
             | Self::PutEntropy(_)
+            | Self::PutFs(_)
             | Self::PutSerial(_)
             | Self::PutLogger(_)
             | Self::PutMetrics(_)
@@ -156,47 +159,11 @@ impl Action {
         }
     }
 
-    /// The method and the path by which HTTP asks it; without the id, where there is one.
-    pub fn endpoint(&self) -> (&'static str, &'static str) {
-        match self {
-            Self::GetInstance => ("GET", "/"),
-            Self::GetVersion => ("GET", "/version"),
-            Self::GetConfig => ("GET", "/vm/config"),
-            Self::GetMachineConfig => ("GET", "/machine-config"),
-            Self::GetBalloon => ("GET", "/balloon"),
-            Self::GetBalloonStats => ("GET", "/balloon/statistics"),
-            Self::GetMmds => ("GET", "/mmds"),
-            Self::GetCgroup => ("GET", "/cgroup"),
-            Self::GetCgroupThreads => ("GET", "/cgroup/threads"),
-            Self::PutBootSource(_) => ("PUT", "/boot-source"),
-            Self::PutMachineConfig(_) => ("PUT", "/machine-config"),
-            Self::PatchMachineConfig(_) => ("PATCH", "/machine-config"),
-            Self::PutCpuConfig(_) => ("PUT", "/cpu-config"),
-            Self::PutDrive(_) => ("PUT", "/drives"),
-            Self::PutNetworkInterface(_) => ("PUT", "/network-interfaces"),
-            Self::PutVsock(_) => ("PUT", "/vsock"),
-            Self::PutEntropy(_) => ("PUT", "/entropy"),
-            Self::PutSerial(_) => ("PUT", "/serial"),
-            Self::PutLogger(_) => ("PUT", "/logger"),
-            Self::PutMetrics(_) => ("PUT", "/metrics"),
-            Self::PutBalloon(_) => ("PUT", "/balloon"),
-            Self::PutMmdsConfig(_) => ("PUT", "/mmds/config"),
-            Self::Start | Self::FlushMetrics | Self::SendCtrlAltDel => ("PUT", "/actions"),
-            Self::PatchDrive(_) => ("PATCH", "/drives"),
-            Self::PatchNetworkInterface(_) => ("PATCH", "/network-interfaces"),
-            Self::PatchBalloon(_) => ("PATCH", "/balloon"),
-            Self::PatchBalloonStats(_) => ("PATCH", "/balloon/statistics"),
-            Self::SetVmState(_) => ("PATCH", "/vm"),
-            Self::PutMmds(_) => ("PUT", "/mmds"),
-            Self::PatchMmds(_) => ("PATCH", "/mmds"),
-        }
-    }
-
     /// Whether this can be asked of a microVM that was, or was not, started.
     pub fn check_phase(&self, started: bool) -> Result<(), PhaseError> {
         match (self.phase(), started) {
             (Phase::BeforeStart, true) => match self {
-                Self::PutDrive(_) | Self::PutNetworkInterface(_) => Err(PhaseError::Hotplug),
+                Self::PutDrive(_) | Self::PutNetworkInterface(_) | Self::PutFs(_) => Err(PhaseError::Hotplug),
                 _ => Err(PhaseError::TooLate),
             },
             (Phase::AfterStart, false) => Err(PhaseError::TooEarly),

@@ -6,8 +6,8 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Action, Balloon, BootSource, CgroupSection, CpuConfig, Drive, Entropy, Logger, MachineConfig, Metrics,
-    MmdsConfig, NetworkInterface, RateLimiter, ResourceId, Serial, Vsock,
+    Action, Balloon, BootSource, CgroupSection, CpuConfig, Drive, Entropy, Fs, Logger, MachineConfig,
+    Metrics, MmdsConfig, NetworkInterface, RateLimiter, ResourceId, Serial, Vsock,
 };
 
 /// What is wrong with a configuration. The text names the field by its path.
@@ -58,6 +58,9 @@ pub struct MicrovmConfig {
     /// The entropy device.
     #[serde(default)]
     pub entropy: Option<Entropy>,
+    /// File systems.
+    #[serde(default)]
+    pub fs: Vec<Fs>,
     /// The balloon.
     #[serde(default)]
     pub balloon: Option<Balloon>,
@@ -144,6 +147,7 @@ impl MicrovmConfig {
             }
             Action::PutVsock(vsock) => next.vsock = Some(vsock),
             Action::PutEntropy(entropy) => next.entropy = Some(entropy),
+            Action::PutFs(fs) => put(&mut next.fs, fs, |fs| &fs.tag),
             Action::PutSerial(serial) => next.serial = Some(serial),
             Action::PutLogger(logger) => next.logger = Some(logger),
             Action::PutMetrics(metrics) => next.metrics = Some(metrics),
@@ -208,6 +212,7 @@ impl MicrovmConfig {
             balloon.check(self.machine_config.mem_size_mib).map_err(at("balloon".to_owned()))?;
         }
         self.check_drives()?;
+        self.check_file_systems()?;
         self.check_interfaces()
     }
 
@@ -225,6 +230,18 @@ impl MicrovmConfig {
             {
                 let problem = format!("drive \"{other}\" is the root device already");
                 return Err(at(section)(("is_root_device", problem)));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_file_systems(&self) -> Result<(), ConfigError> {
+        let mut tags = HashSet::new();
+        for (index, fs) in self.fs.iter().enumerate() {
+            let section = format!("fs[{index}]");
+            fs.check().map_err(at(section.clone()))?;
+            if !tags.insert(fs.tag.as_str()) {
+                return Err(at(section)(("tag", format!("\"{}\" is there twice", fs.tag))));
             }
         }
         Ok(())
@@ -257,6 +274,11 @@ impl MicrovmConfig {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether another process is to reach guest memory: then it has to be shared memory.
+    pub fn needs_shared_memory(&self) -> bool {
+        !self.fs.is_empty()
     }
 
     /// The drive that holds the root file system, and its place among the drives.

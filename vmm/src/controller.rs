@@ -40,18 +40,8 @@ impl<'a> Controller<'a> {
         Self { options, config, mmds: Arc::new(Mutex::new(mmds)), placement, exit, machine: None }
     }
 
-    /// Does what is asked, and counts it. A refusal changes nothing.
+    /// Does what is asked. A refusal changes nothing.
     pub fn handle(&mut self, action: Action, event_loop: &mut EventLoop) -> Outcome {
-        let (method, path) = action.endpoint();
-        let outcome = self.follow(action, event_loop);
-        METRICS.count_request(method, path, outcome.is_err());
-        if let Err(fault) = &outcome {
-            log::info!("{method} {path} was refused: {}", fault.message);
-        }
-        outcome
-    }
-
-    fn follow(&mut self, action: Action, event_loop: &mut EventLoop) -> Outcome {
         action.check_phase(self.machine.is_some()).map_err(fault)?;
         match action {
             Action::GetInstance => Ok(Reply::Json(self.instance())),

@@ -32,4 +32,5 @@ mod sink;
 mod threads;
 mod vcpu;
 mod version;
+mod virtiofsd;
 mod vm;

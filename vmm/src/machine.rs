@@ -27,7 +27,7 @@ use crate::devices::{DeviceError, Devices};
 use crate::event_loop::{ConsoleInput, EventLoop};
 use crate::files::{self, Kind, OpenError};
 use crate::io_thread::{IoThread, IoThreadError};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, MemoryError, Sharing};
 use crate::placement::Placement;
 use crate::vcpu::{Outside, VcpuError, Vcpus};
 use crate::vm::{Vm, VmError};
@@ -161,7 +161,8 @@ impl Machine {
         // Checked to be below 2^64 with the configuration.
         let size = config.machine_config.mem_size().unwrap_or(u64::MAX);
         let map = AddressMap::new(size, arch::cpuid::physical_address_bits(&cpuid))?;
-        let memory = memory::allocate(&map)?;
+        let sharing = if config.needs_shared_memory() { Sharing::Shared } else { Sharing::Private };
+        let memory = memory::allocate(&map, sharing)?;
         vm.set_memory(&memory)?;
         let guest_memory = GuestMemoryAtomic::new(memory.clone());
 
@@ -233,11 +234,11 @@ fn load_guest(
     virtio_mmio: &[MmioDevice],
 ) -> Result<LoadedKernel, MachineError> {
     let source = config.check_bootable()?;
-    // Guest RAM is private anonymous memory, so mapping is right, unless a balloon takes pages away from it: those
-    // of a file would come back with the file's contents.
-    let how = match config.balloon {
-        None => ImagePlacement::MapPrivate,
-        Some(_) => ImagePlacement::Copy,
+    // In private memory mapping is right, unless a balloon takes pages away from it: those of a file would come back
+    // with the file's contents. Others would not see what is mapped.
+    let how = match config.balloon.is_some() || config.needs_shared_memory() {
+        false => ImagePlacement::MapPrivate,
+        true => ImagePlacement::Copy,
     };
     let path = &source.kernel_image_path;
     let kernel =

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::descriptors::{self, Descriptors, HandoverError};
 use crate::exit::chain;
+use crate::metrics::METRICS;
 use crate::reaper::{self, Link, ReaperError};
 use crate::vcpu::Join;
 
@@ -155,12 +156,25 @@ impl Placement {
         }
     }
 
+    /// Counts what was done to place the calling thread, maybe in an earlier image of this process.
+    pub fn count(&self) {
+        if let Some(groups) = self.groups() {
+            METRICS.cgroup.joins.inc();
+            METRICS.cgroup.limits_not_applied.store(groups.unapplied.len() as u64);
+        }
+    }
+
     /// What a vCPU thread does first of all.
     pub fn vcpu_join(&self) -> Join {
         match self {
             Self::Placed { tree, .. } => {
                 let tree = Arc::clone(tree);
-                Arc::new(move || tree.join(cgroup::Role::Vcpu).map_err(|error| chain(&error)))
+                Arc::new(move || {
+                    let joined = tree.join(cgroup::Role::Vcpu).map_err(|error| chain(&error));
+                    let figures = &METRICS.cgroup;
+                    if joined.is_ok() { &figures.joins } else { &figures.join_fails }.inc();
+                    joined
+                })
             }
             Self::Unplaced => Arc::new(|| Ok(())),
         }

@@ -24,6 +24,7 @@ pub fn run(args: &Args, order: Order, placement: &Placement) -> Result<Code, Fai
         code: Code::Generic,
         message: format!("cannot block signals: {error}"),
     })?;
+    placement.count();
     observe(args, &order.config)?;
     let exit = ExitSignal::new().map(Arc::new).map_err(|error| Failure::generic(&error))?;
     let mut event_loop =

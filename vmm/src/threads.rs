@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use cgroup::{Groups, Place, Role};
 use serde::Serialize;
 
+use crate::metrics::METRICS;
+
 /// PF_IO_WORKER, PF_USER_WORKER (Linux 6.4 and later) and PF_KTHREAD: flags of threads that run kernel code only
 /// (include/linux/sched.h).
 const KERNEL_FLAGS: u64 = 0x10 | 0x4000 | 0x0020_0000;
@@ -58,7 +60,9 @@ pub fn scan(groups: Option<&Groups>) -> Threads {
         // The worker of another microVM, whose name was cut, is not ours to judge.
         thread.comm == NX_WORKER || groups.is_none_or(|groups| in_place(text, &groups.places, thread.role))
     };
-    let strays = found.iter().filter(|found| !belongs(found)).map(|(thread, _)| thread.clone()).collect();
+    let strays: Vec<_> =
+        found.iter().filter(|found| !belongs(found)).map(|(thread, _)| thread.clone()).collect();
+    METRICS.cgroup.strays.store(strays.len() as u64);
     Threads { threads: found.into_iter().map(|(thread, _)| thread).collect(), strays }
 }
 

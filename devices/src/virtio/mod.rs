@@ -27,6 +27,7 @@ pub mod mmio;
 pub mod net;
 pub mod rng;
 pub mod slot;
+pub mod vhost_user;
 pub mod virtqueue;
 pub mod vsock;
 pub mod worker;

@@ -101,6 +101,21 @@ pub fn check_ring(index: u16, queue: &Queue, memory: &GuestMemoryMmap) -> Result
     Ok(())
 }
 
+/// Where the descriptor table, the available and the used ring are in our address space, if each is in one piece of
+/// guest memory.
+pub fn ring_addresses(queue: &Queue, memory: &GuestMemoryMmap) -> Option<[u64; 3]> {
+    let size = usize::from(queue.size());
+    let part = |address, len| {
+        let slice = memory.get_slice(GuestAddress(address), len).ok()?;
+        u64::try_from(slice.ptr_guard().as_ptr().addr()).ok()
+    };
+    Some([
+        part(queue.desc_table(), 16 * size)?,
+        part(queue.avail_ring(), 6 + 2 * size)?,
+        part(queue.used_ring(), 6 + 8 * size)?,
+    ])
+}
+
 /// Signals an eventfd. One whose counter is full is as signalled as can be.
 pub(super) fn signal(event: &EventFd) -> io::Result<()> {
     match event.write(1) {
@@ -189,6 +204,14 @@ impl Virtqueue {
                 .trigger(Vector::Queue(queue))
                 .map_err(|source| QueueError::Signal { queue, source })?;
         }
+        Ok(())
+    }
+
+    /// Goes on where whoever served this ring before us has stopped: behind what was used last.
+    pub fn resume_after_used(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
+        let used = self.queue.used_idx(memory, Ordering::Acquire).map_err(|reason| self.used(reason))?;
+        self.queue.set_next_avail(used.0);
+        self.queue.set_next_used(used.0);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod blk;
 mod boots;
 mod demo;
 mod fctools;
+mod fs;
 mod host_selfcheck;
 mod kata;
 mod lab_selfcheck;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<&'static Case> {
         bad_input::CASES,
         api::CASES,
         fctools::CASES,
+        fs::CASES,
         kata::CASES,
         readme::CASES,
         own_base::CASES,

@@ -18,6 +18,7 @@ use ::devices::virtio::mmio::MmioTransport;
 use ::devices::virtio::net::NetError;
 use ::devices::virtio::rng::RngError;
 use ::devices::virtio::slot::Slot;
+use ::devices::virtio::vhost_user::VhostUserError;
 use ::devices::virtio::vsock::VsockError;
 use ::devices::virtio::worker::Worker;
 use arch::acpi::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_S5};
@@ -30,7 +31,9 @@ use resources::{MicrovmConfig, ResourceId};
 
 use crate::console::Output;
 use crate::irq::{IrqError, IrqRouter};
+use crate::metrics::METRICS;
 use crate::sink::SinkError;
+use crate::virtiofsd::{Virtiofsd, VirtiofsdError};
 use crate::vm::Vm;
 
 // What `arch` tells the guest of a device is what the device in `devices` does.
@@ -61,6 +64,22 @@ pub enum DeviceError {
         id: String,
         /// What is wrong with it.
         source: NetError,
+    },
+    /// A file system.
+    #[error("fs: \"{tag}\"")]
+    Fs {
+        /// Its tag.
+        tag: String,
+        /// What is wrong with it.
+        source: VhostUserError,
+    },
+    /// A file system's server.
+    #[error("fs: \"{tag}\"")]
+    Server {
+        /// Its tag.
+        tag: String,
+        /// What is wrong with it.
+        source: VirtiofsdError,
     },
     /// The socket device.
     #[error("vsock")]
@@ -102,9 +121,32 @@ pub enum DeviceError {
 enum Name {
     Drive(ResourceId),
     Network(ResourceId),
+    Fs(ResourceId),
     Vsock,
     Entropy,
     Balloon,
+}
+
+impl Name {
+    /// What Firecracker's metrics call its kind.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Drive(_) => "block",
+            Self::Network(_) => "net",
+            Self::Fs(_) => "fs",
+            Self::Vsock => "vsock",
+            Self::Entropy => "entropy",
+            Self::Balloon => "balloon",
+        }
+    }
+
+    /// What tells it from others of its kind.
+    fn id(&self) -> Option<String> {
+        match self {
+            Self::Drive(id) | Self::Network(id) | Self::Fs(id) => Some(id.to_string()),
+            Self::Vsock | Self::Entropy | Self::Balloon => None,
+        }
+    }
 }
 
 /// A device's part in an event loop, and whose thread that is: its own, called by this name, or the main one.
@@ -127,6 +169,8 @@ pub struct Devices {
     transports: Vec<Arc<Mutex<MmioTransport>>>,
     slots: Vec<(Name, Arc<Slot>)>,
     virtio_mmio: Vec<MmioDevice>,
+    /// Servers of ours; they end with the devices.
+    servers: Vec<Virtiofsd>,
 }
 
 impl Drop for Devices {
@@ -151,8 +195,12 @@ impl Devices {
     ) -> Result<(Self, Vec<PlacedWorker>), DeviceError> {
         let irqs = IrqRouter::new(Arc::clone(vm));
         let irq = irqs.line(COM1_GSI)?.irqfd;
-        let serial = Arc::new(Mutex::new(make::serial(config.serial.as_ref(), irq, output)?));
-        let keyboard = Arc::new(Mutex::new(I8042::new(irqs.line(I8042_GSI)?.irqfd, Arc::clone(exit))));
+        let serial = make::serial(config.serial.as_ref(), irq, output)?;
+        let keyboard = I8042::new(irqs.line(I8042_GSI)?.irqfd, Arc::clone(exit));
+        METRICS.devices.clear();
+        METRICS.devices.add("uart", None, serial.counters());
+        METRICS.devices.add("i8042", None, keyboard.counters());
+        let (serial, keyboard) = (Arc::new(Mutex::new(serial)), Arc::new(Mutex::new(keyboard)));
         let pio = Arc::new(Bus::new());
         pio.insert(u64::from(COM1_PORT), Serial::LEN, Arc::clone(&serial) as _)?;
         pio.insert(u64::from(I8042_DATA_PORT), I8042::LEN, Arc::clone(&keyboard) as _)?;
@@ -176,8 +224,9 @@ impl Devices {
             transports: Vec::new(),
             slots: Vec::new(),
             virtio_mmio: Vec::new(),
+            servers: Vec::new(),
         };
-        let workers = make::all(config, mmds)?
+        let workers = make::all(config, mmds, &mut devices.servers)?
             .into_iter()
             .map(|(name, device)| {
                 let thread = own_thread(config, &name);
@@ -203,6 +252,9 @@ impl Devices {
             self.vm.fd().register_ioevent(kick, &address, queue).map_err(DeviceError::Ioeventfd)?;
         }
         let worker = transport.worker();
+        for counters in transport.slot().counters() {
+            METRICS.devices.add(name.kind(), name.id(), counters);
+        }
         self.slots.push((name, Arc::clone(transport.slot())));
         let transport = Arc::new(Mutex::new(transport));
         self.mmio.insert(base.0, VIRTIO_MMIO_SIZE, Arc::clone(&transport) as _)?;
