@@ -4,7 +4,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
 use hyper::{Response, StatusCode};
-use resources::{Fault, Outcome, Reply};
+use resources::{Fault, Reply};
 use serde_json::{Value, json};
 
 /// A whole reply.
@@ -28,39 +28,68 @@ fn reply(status: StatusCode, body: Option<&Value>) -> HttpReply {
     reply
 }
 
-/// The reply to a request that became an action, or that is refused for what it says.
-pub(crate) fn from_outcome(outcome: &Outcome, deprecated: bool) -> HttpReply {
-    let mut reply = match outcome {
-        Ok(Reply::Done) => reply(StatusCode::NO_CONTENT, None),
-        Ok(Reply::Json(value)) => reply(StatusCode::OK, Some(value)),
-        Err(Fault { message, too_large }) => {
-            let status = if *too_large { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
-            fault_message(status, message)
+/// Why a request is not done.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// What it says, or what became of its action.
+    Fault(Fault),
+    /// It breaks the rules of HTTP, or the server's. The rest of it is not read, so that the connection cannot go on.
+    Rules(StatusCode, String),
+    /// Nobody answers.
+    Unanswered,
+}
+
+impl Refusal {
+    /// What the client is told.
+    pub(crate) fn message(&self) -> &str {
+        match self {
+            Self::Fault(fault) => &fault.message,
+            Self::Rules(_, message) => message,
+            Self::Unanswered => "The request was not answered: the microVM is ending.",
         }
-    };
-    if deprecated {
-        reply.headers_mut().insert("Deprecation", HeaderValue::from_static("true"));
     }
-    reply
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Fault(Fault { too_large: true, .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Fault(_) => StatusCode::BAD_REQUEST,
+            Self::Rules(status, _) => *status,
+            Self::Unanswered => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
 }
 
-/// The reply to a request that nobody answers.
-pub(crate) fn unanswered() -> HttpReply {
-    let message = "The request was not answered: the microVM is ending.";
-    fault_message(StatusCode::INTERNAL_SERVER_ERROR, message)
+/// The reply to a request that is done.
+pub(crate) fn done(answer: &Reply) -> HttpReply {
+    match answer {
+        Reply::Done => reply(StatusCode::NO_CONTENT, None),
+        Reply::Json(value) => reply(StatusCode::OK, Some(value)),
+        Reply::Text(kind, text) => {
+            let mut reply = reply(StatusCode::OK, None);
+            *reply.body_mut() = Full::new(Bytes::from(text.clone()));
+            reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            reply
+        }
+    }
 }
 
-fn fault_message(status: StatusCode, message: &str) -> HttpReply {
-    reply(status, Some(&json!({ "fault_message": message })))
+/// The reply to a request that is not done.
+pub(crate) fn refused(refusal: &Refusal) -> HttpReply {
+    let (status, message) = (refusal.status(), refusal.message());
+    match refusal {
+        Refusal::Rules(..) => {
+            let text = format!("{message}\nAll previous unanswered requests will be dropped.");
+            let mut reply = reply(status, Some(&json!({ "error": text })));
+            ends_connection(&mut reply);
+            reply
+        }
+        _ => reply(status, Some(&json!({ "fault_message": message }))),
+    }
 }
 
-/// The reply to what breaks the rules of HTTP, or the server's. The rest of such a request is not read, so that the
-/// connection cannot go on.
-pub(crate) fn http_error(status: StatusCode, message: &str) -> HttpReply {
-    let text = format!("{message}\nAll previous unanswered requests will be dropped.");
-    let mut reply = reply(status, Some(&json!({ "error": text })));
-    ends_connection(&mut reply);
-    reply
+/// Says that the request uses what Firecracker has deprecated.
+pub(crate) fn deprecates(reply: &mut HttpReply) {
+    reply.headers_mut().insert("Deprecation", HeaderValue::from_static("true"));
 }
 
 /// Says that the connection ends with this reply.

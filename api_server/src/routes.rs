@@ -2,7 +2,8 @@
 
 use hyper::Method;
 use resources::{
-    Action, Fault, MachineConfig, MachineConfigPatch, MmdsConfig, MmdsVersion, ResourceId, VmState, Vsock,
+    Action, CgroupPatch, Container, EventsQuery, Fault, MachineConfig, MachineConfigPatch, MmdsConfig,
+    MmdsVersion, ResourceId, VmState, Vsock,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +37,10 @@ enum Take {
     Bare(Action),
     /// From the body.
     Body(fn(&Input<'_>) -> Result<Request, Fault>),
+    /// There is no body; from the id in the path.
+    Named(fn(&str) -> Result<Action, Fault>),
+    /// There is no body; from the query, which may be empty.
+    Query(fn(&str) -> Result<Action, Fault>),
     /// Firecracker's design or ours has it, this version does not; what it is called.
     NotYet(&'static str),
 }
@@ -56,6 +61,9 @@ const fn not_yet(method: Method, path: &'static str, name: &'static str) -> Rout
     Route { method, path, take: Take::NotYet(name) }
 }
 
+/// How long a client can wait for events, in milliseconds.
+const MAX_EVENTS_TIMEOUT_MS: u64 = 60_000;
+
 /// All that the API has.
 pub(crate) static ROUTES: &[Route] = &[
     get("/", Action::GetInstance),
@@ -67,6 +75,9 @@ pub(crate) static ROUTES: &[Route] = &[
     get("/mmds", Action::GetMmds),
     get("/cgroup", Action::GetCgroup),
     get("/cgroup/threads", Action::GetCgroupThreads),
+    get("/cgroup/stats", Action::GetCgroupStats),
+    Route { method: Method::GET, path: "/cgroup/events", take: Take::Query(events_query) },
+    get("/metrics/prometheus", Action::GetPrometheus),
     put("/actions", put_action),
     put("/boot-source", |input| Ok(Action::PutBootSource(input.read()?).into())),
     put("/machine-config", put_machine_config),
@@ -80,12 +91,18 @@ pub(crate) static ROUTES: &[Route] = &[
     }),
     put("/vsock", put_vsock),
     put("/entropy", |input| Ok(Action::PutEntropy(input.read()?).into())),
+    put("/fs/{tag}", |input| Ok(Action::PutFs(input.read_named(|fs: &resources::Fs| &fs.tag)?).into())),
     put("/serial", |input| Ok(Action::PutSerial(input.read()?).into())),
     put("/logger", |input| Ok(Action::PutLogger(input.read()?).into())),
     put("/metrics", |input| Ok(Action::PutMetrics(input.read()?).into())),
     put("/balloon", |input| Ok(Action::PutBalloon(input.read()?).into())),
     put("/mmds", |input| Ok(Action::PutMmds(input.read_any()?).into())),
     put("/mmds/config", put_mmds_config),
+    put("/cgroup", |input| Ok(Action::PutCgroup(input.read()?).into())),
+    put("/cgroup/containers/{id}", put_container),
+    patch("/cgroup", patch_cgroup),
+    patch("/cgroup/overhead", |input| Ok(Action::PatchOverhead(input.read()?).into())),
+    Route { method: Method::DELETE, path: "/cgroup/containers/{id}", take: Take::Named(delete_container) },
     patch("/machine-config", patch_machine_config),
     patch("/drives/{drive_id}", |input| {
         Ok(Action::PatchDrive(input.read_named(|patch: &resources::DrivePatch| &patch.drive_id)?).into())
@@ -111,13 +128,6 @@ pub(crate) static ROUTES: &[Route] = &[
     not_yet(Method::PATCH, "/balloon/hinting/start", "hinting of free pages"),
     not_yet(Method::PATCH, "/balloon/hinting/stop", "hinting of free pages"),
     not_yet(Method::GET, "/balloon/hinting/status", "hinting of free pages"),
-    not_yet(Method::PUT, "/cgroup", "change of limits"),
-    not_yet(Method::PATCH, "/cgroup", "change of limits"),
-    not_yet(Method::PATCH, "/cgroup/overhead", "change of the overhead's limits"),
-    not_yet(Method::PUT, "/cgroup/containers/{id}", "coming of a container"),
-    not_yet(Method::DELETE, "/cgroup/containers/{id}", "leaving of a container"),
-    not_yet(Method::GET, "/cgroup/stats", "statistics of the groups"),
-    not_yet(Method::GET, "/cgroup/events", "events of the groups"),
     not_yet(Method::GET, "/cgroup/diagnosis", "diagnosis"),
     not_yet(Method::GET, "/cgroup/what-if", "estimate of other limits"),
 ];
@@ -143,10 +153,11 @@ pub fn parse(method: &Method, path: &str, body: &[u8]) -> Result<Request, Fault>
         Some((Route { take: Take::Bare(action), .. }, _)) if query.is_none() && body.is_empty() => {
             Ok(action.clone().into())
         }
-        Some((Route { take: Take::Body(take), .. }, id)) if query.is_none() => {
-            id.map_or(Ok(()), check_id)?;
-            take(&Input { id, body })
+        Some((Route { take: Take::Body(take), .. }, id)) if query.is_none() => take(&Input { id, body }),
+        Some((Route { take: Take::Named(take), .. }, Some(id))) if query.is_none() && body.is_empty() => {
+            Ok(take(id)?.into())
         }
+        Some((Route { take: Take::Query(take), .. }, _)) => Ok(take(query.unwrap_or_default())?.into()),
         _ => Err(fault(format!("Invalid request method and/or path: {method} {path}."))),
     }
 }
@@ -194,8 +205,13 @@ impl Input<'_> {
 
     /// The body, whose id must be that of the path.
     fn read_named<T: DeserializeOwned>(&self, id: impl Fn(&T) -> &ResourceId) -> Result<T, Fault> {
+        self.id.map_or(Ok(()), check_id)?;
+        self.read_matching(|value| id(value).as_str())
+    }
+
+    fn read_matching<T: DeserializeOwned>(&self, id: impl Fn(&T) -> &str) -> Result<T, Fault> {
         let value = self.read()?;
-        let (from_path, from_body) = (self.id.unwrap_or_default(), id(&value).as_str());
+        let (from_path, from_body) = (self.id.unwrap_or_default(), id(&value));
         if from_path != from_body {
             return Err(fault(format!(
                 "The id from the path [{from_path}] does not match the id from the body [{from_body}]!"
@@ -250,6 +266,49 @@ fn put_action(input: &Input<'_>) -> Result<Request, Fault> {
 #[serde(deny_unknown_fields)]
 struct VmStateBody {
     state: VmState,
+}
+
+fn put_container(input: &Input<'_>) -> Result<Request, Fault> {
+    input.id.map_or(Ok(()), resources::check_container_id)?;
+    let container = input.read_matching(|container: &Container| &container.id)?;
+    Ok(Action::PutContainer(Box::new(container)).into())
+}
+
+fn delete_container(id: &str) -> Result<Action, Fault> {
+    resources::check_container_id(id)?;
+    Ok(Action::DeleteContainer(id.to_owned()))
+}
+
+fn patch_cgroup(input: &Input<'_>) -> Result<Request, Fault> {
+    let patch: CgroupPatch = input.read()?;
+    if patch == CgroupPatch::default() {
+        return Err(fault("Empty PATCH request."));
+    }
+    Ok(Action::PatchCgroup(Box::new(patch)).into())
+}
+
+/// `since=N&timeout_ms=T`, both optional.
+fn events_query(query: &str) -> Result<Action, Fault> {
+    let mut asked = EventsQuery::default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let place = match key {
+            "since" => &mut asked.since,
+            "timeout_ms" => &mut asked.timeout_ms,
+            _ => {
+                return Err(fault(format!(
+                    "unknown parameter `{key}` in the query, expected `since` or `timeout_ms`"
+                )));
+            }
+        };
+        *place = value
+            .parse()
+            .map_err(|_| fault(format!("the parameter {key} is `{value}`; it must be a whole number")))?;
+    }
+    if asked.timeout_ms > MAX_EVENTS_TIMEOUT_MS {
+        return Err(fault(format!("the parameter timeout_ms can be {MAX_EVENTS_TIMEOUT_MS} at most")));
+    }
+    Ok(Action::GetCgroupEvents(asked))
 }
 
 fn put_machine_config(input: &Input<'_>) -> Result<Request, Fault> {

@@ -76,6 +76,38 @@ fn ids_of_path_and_body_must_agree() {
 }
 
 #[test]
+fn containers_have_ids_of_their_own_kind() {
+    let path = "/cgroup/containers/cont-2cpu.400m";
+    let action = ask(Method::PUT, path, r#"{"id": "cont-2cpu.400m"}"#).unwrap().action;
+    assert!(matches!(action, Action::PutContainer(container) if container.id == "cont-2cpu.400m"));
+    let gone = Action::DeleteContainer("cont-2cpu.400m".to_owned());
+    assert_eq!(ask(Method::DELETE, path, ""), Ok(gone.into()));
+    assert!(refused(Method::PUT, path, r#"{"id": "other"}"#).contains("does not match"));
+    assert_eq!(refused(Method::DELETE, "/cgroup/containers/", ""), "The ID cannot be empty.");
+    assert!(refused(Method::DELETE, "/cgroup/containers/a%20b", "").starts_with("A container's ID"));
+    assert!(refused(Method::DELETE, path, "{}").starts_with("Invalid request method"));
+    assert_eq!(refused(Method::PATCH, "/cgroup", "{}"), "Empty PATCH request.");
+}
+
+#[test]
+fn events_are_asked_for_by_a_query() {
+    let asked = |path: &str| ask(Method::GET, path, "").map(|request| request.action);
+    let events = |since, timeout_ms| Ok(Action::GetCgroupEvents(EventsQuery { since, timeout_ms }));
+    assert_eq!(asked("/cgroup/events"), events(0, 0));
+    assert_eq!(asked("/cgroup/events?timeout_ms=60000&since=7"), events(7, 60_000));
+    for (query, named) in [
+        ("since=-1", "-1"),
+        ("since", "since"),
+        ("until=3", "`until`"),
+        ("timeout_ms=60001", "60000"),
+        ("since=99999999999999999999", "99999999999999999999"),
+    ] {
+        let text = asked(&format!("/cgroup/events?{query}")).unwrap_err();
+        assert!(text.contains(named), "{text}");
+    }
+}
+
+#[test]
 fn what_is_wrong_in_a_body_is_named() {
     let prefix = "An error occurred when deserializing the json body of a request: ";
     for (path, body, named) in [
@@ -130,9 +162,7 @@ fn what_comes_later_is_refused_by_name() {
         (Method::DELETE, "/drives/a", ""),
         (Method::PUT, "/pmem/a", "{}"),
         (Method::PATCH, "/balloon/hinting/start", ""),
-        (Method::PUT, "/cgroup", "{}"),
-        (Method::PUT, "/cgroup/containers/a-b", "{}"),
-        (Method::GET, "/cgroup/events?since=0", ""),
+        (Method::GET, "/cgroup/diagnosis?window_ms=5", ""),
     ] {
         let text = refused(method.clone(), path, body);
         assert!(text.starts_with(method.as_str()) && text.ends_with("is not supported yet."), "{text}");

@@ -2,7 +2,8 @@
 //!
 //! Requests of all connections are handed on one at a time, in the order in which their last byte came; the next
 //! waits for the answer. So one connection's pipelined requests hold up others by one request at most, and only
-//! what the limits allow is in memory: a head, a body and a reply for each connection.
+//! what the limits allow is in memory: a head, a body and a reply for each connection. Only requests for events, which
+//! may wait, hold up nobody.
 //!
 //! | what a client does | what it gets |
 //! | --- | --- |
@@ -33,7 +34,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
-use resources::{Action, Outcome};
+use resources::{Action, Outcome, Reply};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
@@ -42,7 +43,7 @@ use tokio::task::{AbortHandle, JoinSet, LocalSet, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::connection::{Progress, Watched};
-use crate::reply::{self, HttpReply};
+use crate::reply::{self, HttpReply, Refusal};
 use crate::routes;
 
 /// Bytes of a head. The library's least buffer for a connection is as large.
@@ -133,6 +134,24 @@ impl Responder {
     }
 }
 
+/// Who does what clients ask. It is called in the server's thread and must not block.
+pub trait Handler {
+    /// Takes an action; whoever it gives the [`Responder`] to answers.
+    fn handle(&self, action: Action, responder: Responder);
+
+    /// A request was answered. `path` is as the client sent it; `refusal` is what it was told when it was refused,
+    /// be it by the server. Requests that are no HTTP are not heard of.
+    fn answered(&self, method: &Method, path: &str, refusal: Option<&str>) {
+        let _ = (method, path, refusal);
+    }
+}
+
+impl<F: Fn(Action, Responder)> Handler for F {
+    fn handle(&self, action: Action, responder: Responder) {
+        self(action, responder);
+    }
+}
+
 /// A file that is removed at the end, unless another has taken its place.
 #[derive(Debug)]
 struct SocketFile {
@@ -180,11 +199,10 @@ impl Server {
     }
 
     /// Serves until `stop` is readable; then connections get a moment to pass on the last replies, and the socket
-    /// is removed. Starts no thread. `handler` gets each action in this thread and must not block; whoever it
-    /// gives the [`Responder`] to answers. `stop` owns its descriptor, such as an eventfd.
+    /// is removed. Starts no thread. `stop` owns its descriptor, such as an eventfd.
     pub fn run(
         self,
-        handler: impl Fn(Action, Responder) + 'static,
+        handler: impl Handler + 'static,
         limits: Limits,
         stop: &impl AsRawFd,
     ) -> Result<(), ServerError> {
@@ -345,7 +363,7 @@ async fn serve(
 
 /// What all connections share.
 struct Service {
-    handler: Box<dyn Fn(Action, Responder)>,
+    handler: Box<dyn Handler>,
     /// Held from the moment an action is handed on until it is answered. It is fair.
     turn: Mutex<()>,
     limits: Limits,
@@ -354,47 +372,70 @@ struct Service {
 impl Service {
     async fn answer(&self, request: hyper::Request<Incoming>) -> HttpReply {
         let (head, body) = request.into_parts();
-        if ![Method::GET, Method::PUT, Method::PATCH, Method::DELETE].contains(&head.method) {
-            let message = format!("Invalid HTTP Method: {}.", head.method);
-            return reply::http_error(StatusCode::BAD_REQUEST, &message);
-        }
-        let body = match self.read(body).await {
-            Ok(body) => body,
-            Err(reply) => return reply,
-        };
         let path = head.uri.path_and_query().map_or("", |path| path.as_str());
-        let request = match routes::parse(&head.method, path, &body) {
-            Ok(request) => request,
-            Err(fault) => return reply::from_outcome(&Err(fault), false),
-        };
+        let mut deprecated = false;
+        let outcome = self.outcome(&head.method, path, body, &mut deprecated).await;
+        self.handler.answered(&head.method, path, outcome.as_ref().err().map(Refusal::message));
+        let mut reply =
+            outcome.map_or_else(|refusal| reply::refused(&refusal), |answer| reply::done(&answer));
+        if deprecated {
+            reply::deprecates(&mut reply);
+        }
+        reply
+    }
+
+    /// Sets `deprecated` once it is known.
+    async fn outcome(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Incoming,
+        deprecated: &mut bool,
+    ) -> Result<Reply, Refusal> {
+        if ![Method::GET, Method::PUT, Method::PATCH, Method::DELETE].contains(method) {
+            return Err(bad(format!("Invalid HTTP Method: {method}.")));
+        }
+        let body = self.read(body).await?;
+        let request = routes::parse(method, path, &body).map_err(Refusal::Fault)?;
         drop(body);
-        let _turn = self.turn.lock().await;
+        *deprecated = request.deprecated;
+        // Who waits for events must not hold up the others.
+        let _turn = match request.action {
+            Action::GetCgroupEvents(_) => None,
+            _ => Some(self.turn.lock().await),
+        };
         let (sender, answer) = oneshot::channel();
-        (self.handler)(request.action, Responder(sender));
+        self.handler.handle(request.action, Responder(sender));
         match answer.await {
-            Ok(outcome) => reply::from_outcome(&outcome, request.deprecated),
-            Err(_) => reply::unanswered(),
+            Ok(outcome) => outcome.map_err(Refusal::Fault),
+            Err(_) => Err(Refusal::Unanswered),
         }
     }
 
-    /// The body, or the reply where it breaks the limits.
-    async fn read(&self, body: Incoming) -> Result<Vec<u8>, HttpReply> {
-        let bad = |message: &str| reply::http_error(StatusCode::BAD_REQUEST, message);
+    /// The body, unless it breaks the limits.
+    async fn read(&self, body: Incoming) -> Result<Vec<u8>, Refusal> {
         let Some(announced) = body.size_hint().exact() else {
-            return Err(bad("Chunked bodies are not supported: send a Content-Length."));
+            return Err(bad("Chunked bodies are not supported: send a Content-Length.".to_owned()));
         };
         let limit = self.limits.max_body;
         if !usize::try_from(announced).is_ok_and(|announced| announced <= limit) {
-            return Err(bad(&format!(
+            return Err(bad(format!(
                 "Request payload with size {announced} is larger than the limit of {limit} allowed by server."
             )));
         }
         match timeout(self.limits.body, collect(body)).await {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(_)) => Err(bad("The body ends before its Content-Length.")),
-            Err(_) => Err(reply::http_error(StatusCode::REQUEST_TIMEOUT, "The body does not come in time.")),
+            Ok(Err(_)) => Err(bad("The body ends before its Content-Length.".to_owned())),
+            Err(_) => {
+                let message = "The body does not come in time.".to_owned();
+                Err(Refusal::Rules(StatusCode::REQUEST_TIMEOUT, message))
+            }
         }
     }
+}
+
+fn bad(message: String) -> Refusal {
+    Refusal::Rules(StatusCode::BAD_REQUEST, message)
 }
 
 /// Copies the pieces of a body: each keeps a whole read buffer alive, however small it is.

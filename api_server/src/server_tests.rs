@@ -486,3 +486,68 @@ fn a_bound_socket_is_served_and_stays() {
     server.run(|_, _| {}, patient(), &reader.as_fd()).unwrap();
     assert!(path.exists());
 }
+
+/// Refuses to start and does all else, and tells of what was answered.
+struct Teller(mpsc::Sender<(Method, String, Option<String>)>);
+
+impl Handler for Teller {
+    fn handle(&self, action: Action, responder: Responder) {
+        responder.send(match action {
+            Action::Start => Err(Fault::from("No kernel.".to_owned())),
+            _ => Ok(Reply::Done),
+        });
+    }
+
+    fn answered(&self, method: &Method, path: &str, refusal: Option<&str>) {
+        self.0.send((method.clone(), path.to_owned(), refusal.map(str::to_owned))).unwrap();
+    }
+}
+
+#[test]
+fn whatever_is_answered_is_told_of_refused_or_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("api");
+    let server = Server::bind(&path).unwrap();
+    let (sender, told) = mpsc::channel();
+    let (reader, stop) = io::pipe().unwrap();
+    let thread = thread::spawn(move || server.run(Teller(sender), patient(), &reader.as_fd()).unwrap());
+    let ask = |request: String| {
+        let stream = UnixStream::connect(&path).unwrap();
+        assert!(Client { stream, rest: Vec::new() }.ask(&request).starts_with("HTTP/1.1 "));
+        told.recv().unwrap()
+    };
+    let put = |path: &str, body: &str| {
+        format!("PUT {path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+
+    assert_eq!(ask("GET /version HTTP/1.1\r\n\r\n".to_owned()), (Method::GET, "/version".to_owned(), None));
+    let (method, path, refusal) = ask(put("/actions", r#"{"action_type":"InstanceStart"}"#));
+    assert_eq!((method, path.as_str(), refusal.as_deref()), (Method::PUT, "/actions", Some("No kernel.")));
+    // By the routes, for what the body says.
+    let (method, path, refusal) = ask(put("/drives/a", r#"{"drive_id":"b","is_root_device":true}"#));
+    assert_eq!((method, path.as_str()), (Method::PUT, "/drives/a"));
+    assert!(refusal.unwrap().contains("does not match the id"));
+    // By the server, for its size.
+    let (.., refusal) = ask("PUT /mmds HTTP/1.1\r\nContent-Length: 999999999\r\n\r\n".to_owned());
+    assert!(refusal.unwrap().contains("larger than the limit"));
+    drop(stop);
+    thread.join().unwrap();
+}
+
+#[test]
+fn who_waits_for_events_holds_up_nobody() {
+    let running = Running::new(patient());
+    let (mut waiting, mut other) = (running.connect(), running.connect());
+    waiting.send("GET /cgroup/events?timeout_ms=60000 HTTP/1.1\r\n\r\n");
+    let (action, late) = running.asked.recv().unwrap();
+    assert!(matches!(action, Action::GetCgroupEvents(query) if query.timeout_ms == 60_000));
+    other.send("GET /version HTTP/1.1\r\n\r\n");
+    let (action, responder) = running.asked.recv().unwrap();
+    assert_eq!(action, Action::GetVersion);
+    responder.send(Ok(Reply::Text("text/plain; version=0.0.4", "up 1\n".to_owned())));
+    let reply = other.reply();
+    assert!(reply.contains("Content-Type: text/plain; version=0.0.4\r\n"), "{reply}");
+    assert!(reply.ends_with("\r\n\r\nup 1\n"), "{reply}");
+    late.send(Ok(Reply::Json(json!({ "events": [] }))));
+    assert!(waiting.reply().ends_with(r#"{"events":[]}"#));
+}

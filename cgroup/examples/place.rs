@@ -6,21 +6,6 @@ use std::time::Duration;
 
 use cgroup::{Cleaner, Names, Request, Resources, Role, Tree, resolve};
 
-/// The files of limits, v2 and v1.
-const LIMITS: [&str; 11] = [
-    "cgroup.type",
-    "cpu.weight",
-    "cpu.max",
-    "memory.max",
-    "pids.max",
-    "cpuset.cpus",
-    "cpuset.mems",
-    "cpu.shares",
-    "cpu.cfs_quota_us",
-    "cpu.cfs_period_us",
-    "memory.limit_in_bytes",
-];
-
 fn main() -> Result<(), Box<dyn Error>> {
     if let Err(error) = run() {
         let mut text = error.to_string();
@@ -58,7 +43,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         id: "example".to_owned(),
     };
 
-    let (tree, cleaner) = resolve(&request)?.create()?;
+    let (tree, limits, cleaner) = resolve(&request)?.create()?;
+    println!("{}", serde_json::to_string_pretty(&limits.in_force())?);
     let outcome = place(tree);
     // Through the form in which both would survive an exec.
     let (state, fds) = cleaner.into_parts();
@@ -71,13 +57,6 @@ fn run() -> Result<(), Box<dyn Error>> {
 
 fn place(tree: Tree) -> Result<(), Box<dyn Error>> {
     println!("{}", serde_json::to_string_pretty(tree.groups())?);
-    for dir in &tree.groups().created {
-        for file in LIMITS {
-            if let Ok(value) = std::fs::read_to_string(dir.join(file)) {
-                println!("{}/{file}: {}", dir.display(), value.trim());
-            }
-        }
-    }
     println!("needs exec: {}", tree.needs_exec());
     tree.join(Role::Overhead)?;
     let (state, fds) = tree.into_parts();

@@ -1,12 +1,15 @@
 //! Making the groups of a plan: directories, types, controllers, limits. All or nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use cgroups_rs::fs::cpuset::CpuSetController;
+
 use crate::file::{self, FileError};
-use crate::limits::{Limiter, seed_cpuset};
+use crate::limits::Limits;
 use crate::plan::{Plan, Site};
 
 /// Controllers that our sandbox group should have, those of domains first: once a group has processes and a
@@ -20,8 +23,7 @@ const FOR_THREADS: [&str; 2] = ["cpu", "cpuset"];
 pub(crate) struct Built {
     /// Directories that were not there before, outermost first.
     pub(crate) created: Vec<PathBuf>,
-    pub(crate) unapplied: Vec<String>,
-    pub(crate) pending: Vec<String>,
+    pub(crate) limits: Limits,
 }
 
 /// Makes the groups and sets their limits. On an error everything that was made is removed again.
@@ -30,18 +32,8 @@ pub(crate) fn build(plan: &Plan) -> Result<Built, FileError> {
     for site in &plan.sites {
         if plan.v2 { builder.v2(site)? } else { builder.v1(site)? }
     }
-    let mut limiter = Limiter {
-        reused: std::mem::take(&mut builder.reused),
-        refused: std::mem::take(&mut builder.refused),
-        unapplied: plan.unapplied.clone(),
-        pending: Vec::new(),
-    };
-    limiter.apply(plan)?;
-    Ok(Built {
-        created: std::mem::take(&mut builder.created),
-        unapplied: limiter.unapplied,
-        pending: limiter.pending,
-    })
+    let limits = Limits::establish(plan, std::mem::take(&mut builder.refused))?;
+    Ok(Built { created: std::mem::take(&mut builder.created), limits })
 }
 
 #[derive(Default)]
@@ -138,5 +130,34 @@ impl Builder {
             // The outermost reason is the one to mend.
             self.refused.entry(controller.to_owned()).or_insert(why);
         }
+    }
+}
+
+/// Gives a group of a v1 cpuset hierarchy the CPUs and memory nodes of the group above, without which no
+/// thread can join; `anew` also when it has some of old.
+pub(crate) fn seed_cpuset(dir: &Path, anew: bool) -> Result<(), FileError> {
+    use cgroups_rs::fs::Controller as _;
+    // On a directory that exists this does nothing but copy. It only logs when it fails, so look.
+    CpuSetController::new(dir.to_owned(), PathBuf::new(), false)
+        .create()
+        .map_err(|error| FileError::new("set up the cpuset of", dir, cause(&error)))?;
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let path = dir.join(name);
+        if let Some(above) = dir.parent().filter(|_| anew) {
+            file::write(&path, file::read(&above.join(name))?.trim())?;
+        }
+        if file::read(&path)?.trim().is_empty() {
+            let answer = io::Error::from_raw_os_error(libc::ENOSPC);
+            return Err(FileError::new("copy the parent's value to", &path, answer));
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's answer in an error of cgroups-rs.
+fn cause(error: &cgroups_rs::fs::error::Error) -> io::Error {
+    match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
+        Some(io) => io.raw_os_error().map_or_else(|| io.kind().into(), io::Error::from_raw_os_error),
+        None => io::Error::other(error.to_string()),
     }
 }

@@ -91,6 +91,30 @@ pub(crate) fn write(path: &Path, value: &str) -> Result<(), FileError> {
         .map_err(|source| FileError::new(format!("write `{value}` to"), path, source))
 }
 
+/// The files of groups, as far as limits need them: tests put others in their place.
+pub(crate) trait Files {
+    fn exists(&self, path: &Path) -> bool;
+    fn read(&self, path: &Path) -> Result<String, FileError>;
+    fn write(&self, path: &Path, value: &str) -> Result<(), FileError>;
+}
+
+/// Those that the kernel shows.
+pub(crate) struct Kernel;
+
+impl Files for Kernel {
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
+    }
+
+    fn read(&self, path: &Path) -> Result<String, FileError> {
+        read(path)
+    }
+
+    fn write(&self, path: &Path, value: &str) -> Result<(), FileError> {
+        write(path, value)
+    }
+}
+
 /// Whether the effective user may make groups in `dir`.
 pub(crate) fn may_create_in(dir: &Path) -> Result<(), FileError> {
     let fail = |source| FileError::new("make a group in", dir, source);

@@ -43,7 +43,7 @@ pub enum HierarchyError {
 }
 
 /// One hierarchy as this process sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hierarchy {
     /// The second field of `/proc/PID/cgroup`: empty for v2, such as `cpu,cpuacct` or `name=systemd` for v1.
     pub(crate) key: String,

@@ -7,7 +7,8 @@
 //! 4. execs itself when [`Tree::needs_exec`] says so, since memory stays charged to where it was first
 //!    touched; the tree travels as plain data and descriptors ([`Tree::into_parts`]),
 //! 5. has every later vCPU thread join before it does anything of its own,
-//! 6. in the end leaves and removes what was made ([`Cleaner`]).
+//! 6. changes the limits as containers come and go ([`Limits::change`]),
+//! 7. in the end leaves and removes what was made ([`Cleaner`]).
 //!
 //! ```no_run
 //! use cgroup::{Names, Request, Resources, Role, VersionChoice, resolve};
@@ -15,7 +16,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let container: Resources =
 //!     serde_json::from_str(r#"{"cpu":{"quota":200000},"memory":{"limit":419430400}}"#)?;
-//! let (tree, cleaner) = resolve(&Request {
+//! let (tree, mut limits, cleaner) = resolve(&Request {
 //!     version: VersionChoice::Auto,
 //!     parent: Some("/kubepods/pod1".parse()?),
 //!     names: Names {
@@ -32,6 +33,8 @@
 //! std::thread::scope(|scope| {
 //!     scope.spawn(|| tree.join(Role::Vcpu));
 //! });
+//! // The container has left.
+//! limits.change(&[], None)?;
 //! cleaner.leave_and_remove(std::time::Duration::from_secs(2))?;
 //! # Ok(())
 //! # }
@@ -73,26 +76,37 @@
 
 mod build;
 mod cleaner;
+mod counters;
 mod cpuset;
 mod error;
+mod events;
 mod file;
 mod hierarchy;
+mod layout;
 mod limits;
 mod parts;
 mod path;
 mod plan;
 mod resources;
+mod settings;
+mod stats;
 mod sums;
 mod tree;
 
 pub use cleaner::{Cleaner, CleanerState};
+pub use counters::{DeviceTransfers, Pressure, SchedStat, Share, StatsError, Transfers};
 pub use cpuset::{CpuSet, CpuSetError};
 pub use error::Error;
+pub use events::{Event, EventKind, EventLog, EventNotifier};
 pub use file::FileError;
 pub use hierarchy::{Hierarchies, HierarchyError, VersionChoice};
+pub use layout::Layout;
+pub use limits::{ChangeError, LimitInForce, Limits, LimitsInForce};
 pub use parts::PartsError;
 pub use path::{CgroupPath, GroupName, PathError};
 pub use plan::{Names, Plan, PlanError, Request, resolve, resolve_in};
 pub use resources::{Cpu, Memory, Owner, Pids, Resources};
+pub use settings::Scope;
+pub use stats::{CpuStats, GroupStats, IoStats, MemoryStats, Pressures, Stats, TotalTransfers};
 pub use sums::{CpuLimits, PERIOD, Sums, weight_from_shares};
 pub use tree::{Groups, Place, Role, Tree, TreeState};

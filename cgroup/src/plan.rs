@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::error::Error;
-use crate::file::{self, FileError};
+use crate::file::{self, FileError, Files, Kernel};
 use crate::hierarchy::{Chosen, Hierarchies, Hierarchy, HierarchyError, VersionChoice, made_for_us};
 use crate::path::{CgroupPath, GroupName, PathError};
 use crate::resources::{Owner, Resources};
@@ -127,7 +127,7 @@ pub enum PlanError {
 }
 
 /// The groups of one hierarchy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Site {
     pub(crate) hierarchy: Hierarchy,
     /// What is there already, on which ours are built.
@@ -170,6 +170,8 @@ pub struct Plan {
     /// CPUs of the overhead group when they differ from the base's.
     pub(crate) overhead_cpus: Option<CpuSet>,
     pub(crate) unapplied: Vec<String>,
+    /// What was asked for that is never applied.
+    pub(crate) never: Vec<String>,
 }
 
 /// Finds the place for what is asked: the base, in this order, is the configured parent; our own group if a
@@ -204,7 +206,7 @@ fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError>
         Chosen::V1(all) => (false, all),
     };
     let sums = Sums::of(&request.containers, request.overhead.as_ref());
-    let mut unapplied = never_applied(request);
+    let mut unapplied = Vec::new();
     let sites = match &request.parent {
         Some(parent) => configured(&all, parent, names, v2, &mut unapplied)?,
         None => match own(&all, names, v2) {
@@ -218,17 +220,17 @@ fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError>
             check_group(&site.dir(&group), site.sandbox.as_ref() == Some(&group), v2)?;
         }
     }
-    let overhead_cpus = overhead_cpus(&sites, &sums, v2)?;
-    Ok(Plan { v2, sites, sums, overhead_cpus, unapplied })
+    let overhead_cpus = overhead_cpus(&Kernel, &sites, &sums, v2)?;
+    let never = never_applied(&request.containers, request.overhead.as_ref());
+    Ok(Plan { v2, sites, sums, overhead_cpus, unapplied, never })
 }
 
 /// What was asked for that Pinfold never applies.
-fn never_applied(request: &Request) -> Vec<String> {
-    let containers = request.containers.iter().zip(1..).map(|(container, number): (_, usize)| {
+pub(crate) fn never_applied(containers: &[Resources], overhead: Option<&Resources>) -> Vec<String> {
+    let containers = containers.iter().zip(1..).map(|(container, number): (_, usize)| {
         (format!("container {number}"), container.not_applied(Owner::Container))
     });
-    let overhead =
-        request.overhead.iter().map(|o| ("the overhead".to_owned(), o.not_applied(Owner::Overhead)));
+    let overhead = overhead.into_iter().map(|o| ("the overhead".to_owned(), o.not_applied(Owner::Overhead)));
     let all = containers.chain(overhead);
     all.flat_map(|(whose, fields)| {
         fields.into_iter().map(move |f| format!("{f} of {whose} is never applied"))
@@ -459,14 +461,19 @@ fn cgroup_type(dir: &std::path::Path) -> Result<Option<String>, FileError> {
 }
 
 /// The overhead group's CPUs, after checking that the base has those asked for.
-fn overhead_cpus(sites: &[Site], sums: &Sums, v2: bool) -> Result<Option<CpuSet>, PlanError> {
+pub(crate) fn overhead_cpus(
+    files: &dyn Files,
+    sites: &[Site],
+    sums: &Sums,
+    v2: bool,
+) -> Result<Option<CpuSet>, PlanError> {
     let Some(site) = sites.iter().find(|site| v2 || site.hierarchy.has("cpuset")) else { return Ok(None) };
     let base = site.dir(&site.base);
     // Without the cpuset controller in the base itself, its CPUs are those of the nearest group that has it.
     let Some(available) = base.ancestors().find_map(|dir| {
         ["cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"]
             .iter()
-            .find_map(|name| file::read(&dir.join(name)).ok()?.parse::<CpuSet>().ok())
+            .find_map(|name| files.read(&dir.join(name)).ok()?.parse::<CpuSet>().ok())
     }) else {
         return Ok(None);
     };

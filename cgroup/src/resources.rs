@@ -127,6 +127,54 @@ pub struct Pids {
 }
 
 impl Resources {
+    /// These with every field that `patch` gives in the place of the one here.
+    #[must_use]
+    pub fn patched(self, patch: Self) -> Self {
+        let (cpu, memory, pids) = (self.cpu.unwrap_or_default(), self.memory.unwrap_or_default(), self.pids);
+        Self {
+            cpu: Some(match patch.cpu {
+                None => cpu,
+                Some(patch) => Cpu {
+                    shares: patch.shares.or(cpu.shares),
+                    quota: patch.quota.or(cpu.quota),
+                    period: patch.period.or(cpu.period),
+                    cpus: patch.cpus.or(cpu.cpus),
+                    mems: patch.mems.or(cpu.mems),
+                    burst: patch.burst.or(cpu.burst),
+                    realtime_runtime: patch.realtime_runtime.or(cpu.realtime_runtime),
+                    realtime_period: patch.realtime_period.or(cpu.realtime_period),
+                    idle: patch.idle.or(cpu.idle),
+                },
+            })
+            .filter(|cpu| *cpu != Cpu::default()),
+            memory: Some(match patch.memory {
+                None => memory,
+                Some(patch) => Memory {
+                    limit: patch.limit.or(memory.limit),
+                    reservation: patch.reservation.or(memory.reservation),
+                    swap: patch.swap.or(memory.swap),
+                    kernel: patch.kernel.or(memory.kernel),
+                    kernel_tcp: patch.kernel_tcp.or(memory.kernel_tcp),
+                    swappiness: patch.swappiness.or(memory.swappiness),
+                    disable_oom_killer: patch.disable_oom_killer.or(memory.disable_oom_killer),
+                    use_hierarchy: patch.use_hierarchy.or(memory.use_hierarchy),
+                    check_before_update: patch.check_before_update.or(memory.check_before_update),
+                },
+            })
+            .filter(|memory| *memory != Memory::default()),
+            pids: match (patch.pids.and_then(|pids| pids.limit), pids) {
+                (Some(limit), _) => Some(Pids { limit: Some(limit) }),
+                (None, pids) => pids,
+            },
+            devices: patch.devices.or(self.devices),
+            block_io: patch.block_io.or(self.block_io),
+            hugepage_limits: patch.hugepage_limits.or(self.hugepage_limits),
+            network: patch.network.or(self.network),
+            rdma: patch.rdma.or(self.rdma),
+            unified: patch.unified.or(self.unified),
+        }
+    }
+
     /// The fields, as paths such as `memory.swap`, that were given and that Pinfold does not apply, so that
     /// nothing is ignored in silence. An empty list or object, and a switch that is off, ask for nothing.
     #[must_use]
@@ -192,6 +240,17 @@ mod tests {
         assert_eq!(serde_json::to_value(&resources).unwrap(), serde_json::from_str::<Value>(text).unwrap());
         assert!(resources.not_applied(Owner::Overhead).is_empty());
         assert_eq!(resources.not_applied(Owner::Container), ["pids.limit"]);
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_gives() {
+        let resources = |text: &str| serde_json::from_str::<Resources>(text).unwrap();
+        let old = resources(r#"{"cpu":{"shares":2,"quota":3,"cpus":"0"},"pids":{"limit":4}}"#);
+        assert_eq!(old.clone().patched(Resources::default()), old);
+        assert_eq!(Resources::default().patched(old.clone()), old);
+        let patch = resources(r#"{"cpu":{"quota":-1},"memory":{"limit":5},"pids":{}}"#);
+        let new = r#"{"cpu":{"shares":2,"quota":-1,"cpus":"0"},"memory":{"limit":5},"pids":{"limit":4}}"#;
+        assert_eq!(old.patched(patch), resources(new));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::build::build;
 use crate::cleaner::Cleaner;
 use crate::error::Error;
 use crate::file::{Door, FileError};
+use crate::limits::Limits;
 use crate::parts;
 use crate::path::CgroupPath;
 use crate::plan::{Plan, Site};
@@ -60,10 +61,6 @@ pub struct Groups {
     pub places: Vec<Place>,
     /// Directories that we made (others of our names were empty and are reused), outermost first.
     pub created: Vec<PathBuf>,
-    /// Limits that could not be applied, and why, a sentence each. The threads are placed all the same.
-    pub unapplied: Vec<String>,
-    /// Limits that were written higher than asked because more is in use, a sentence each.
-    pub pending: Vec<String>,
 }
 
 /// What of a [`Tree`] is plain data, to travel beside its descriptors through an exec.
@@ -100,8 +97,8 @@ impl Plan {
     ///
     /// # Errors
     /// When the kernel refuses a group, its type, a limit, or the opening; everything that was made is removed
-    /// then. A limit whose controller is missing is no error but noted in [`Groups::unapplied`].
-    pub fn create(self) -> Result<(Tree, Cleaner), Error> {
+    /// then. A limit whose controller is missing is no error but noted in [`Limits::in_force`].
+    pub fn create(self) -> Result<(Tree, Limits, Cleaner), Error> {
         let built = build(&self)?;
         let opened = self.doors().and_then(|doors| Ok((doors, Cleaner::open(&self.sites)?)));
         let (doors, cleaner) = match opened {
@@ -120,15 +117,9 @@ impl Plan {
             vcpus: site.vcpus.clone(),
             overhead: site.overhead.clone(),
         });
-        let groups = Groups {
-            v2: self.v2,
-            places: places.collect(),
-            created: built.created,
-            unapplied: built.unapplied,
-            pending: built.pending,
-        };
+        let groups = Groups { v2: self.v2, places: places.collect(), created: built.created };
         let joined = AtomicBool::new(false);
-        Ok((Tree { needs_exec: self.needs_exec(), groups, joined, doors }, cleaner))
+        Ok((Tree { needs_exec: self.needs_exec(), groups, joined, doors }, built.limits, cleaner))
     }
 
     fn doors(&self) -> Result<Vec<(Kind, Door)>, FileError> {

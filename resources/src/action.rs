@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Balloon, BalloonPatch, BalloonStatsPatch, BootSource, CpuConfig, Drive, DrivePatch, Entropy, Logger,
-    MachineConfig, MachineConfigPatch, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Serial,
-    Vsock,
+    Balloon, BalloonPatch, BalloonStatsPatch, BootSource, CgroupPatch, CgroupSection, Container, CpuConfig,
+    Drive, DrivePatch, Entropy, Fs, Logger, MachineConfig, MachineConfigPatch, Metrics, MmdsConfig,
+    NetworkInterface, NetworkInterfacePatch, Serial, Vsock,
 };
 
 /// Whether the guest runs, for `PATCH /vm`.
@@ -16,6 +16,15 @@ pub enum VmState {
     Paused,
     /// All vCPUs run.
     Resumed,
+}
+
+/// Which events are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventsQuery {
+    /// Those with a higher number than this.
+    pub since: u64,
+    /// How long to wait for one where there is none, in milliseconds.
+    pub timeout_ms: u64,
 }
 
 /// Everything that can be asked of a microVM, whoever asks and in whatever way.
@@ -39,6 +48,23 @@ pub enum Action {
     GetCgroup,
     /// Where each thread is.
     GetCgroupThreads,
+    /// What the groups used, and what they waited for.
+    GetCgroupStats,
+    /// The same in Prometheus's format.
+    GetPrometheus,
+    /// What happened to the groups.
+    GetCgroupEvents(EventsQuery),
+
+    /// All limits anew.
+    PutCgroup(Box<CgroupSection>),
+    /// The containers, the overhead, or both anew.
+    PatchCgroup(Box<CgroupPatch>),
+    /// Some limits of the overhead.
+    PatchOverhead(Box<cgroup::Resources>),
+    /// A container, new or in the place of the one with its id.
+    PutContainer(Box<Container>),
+    /// A container is gone: its id.
+    DeleteContainer(String),
 
     /// What to boot.
     PutBootSource(BootSource),
@@ -56,6 +82,8 @@ pub enum Action {
     PutVsock(Vsock),
     /// The entropy device.
     PutEntropy(Entropy),
+    /// A file system, new or in the place of the one with its tag.
+    PutFs(Fs),
     /// The serial console.
     PutSerial(Serial),
     /// The log.
@@ -129,6 +157,14 @@ impl Action {
             | Self::GetMmds
             | Self::GetCgroup
             | Self::GetCgroupThreads
+            | Self::GetCgroupStats
+            | Self::GetPrometheus
+            | Self::GetCgroupEvents(_)
+            | Self::PutCgroup(_)
+            | Self::PatchCgroup(_)
+            | Self::PatchOverhead(_)
+            | Self::PutContainer(_)
+            | Self::DeleteContainer(_)
             | Self::PutMmds(_)
             | Self::PatchMmds(_) => Phase::Always,
             Self::PutBootSource(_)
@@ -139,6 +175,7 @@ impl Action {
             | Self::PutNetworkInterface(_)
             | Self::PutVsock(_)
             | Self::PutEntropy(_)
+            | Self::PutFs(_)
             | Self::PutSerial(_)
             | Self::PutLogger(_)
             | Self::PutMetrics(_)
@@ -156,47 +193,11 @@ impl Action {
         }
     }
 
-    /// The method and the path by which HTTP asks it; without the id, where there is one.
-    pub fn endpoint(&self) -> (&'static str, &'static str) {
-        match self {
-            Self::GetInstance => ("GET", "/"),
-            Self::GetVersion => ("GET", "/version"),
-            Self::GetConfig => ("GET", "/vm/config"),
-            Self::GetMachineConfig => ("GET", "/machine-config"),
-            Self::GetBalloon => ("GET", "/balloon"),
-            Self::GetBalloonStats => ("GET", "/balloon/statistics"),
-            Self::GetMmds => ("GET", "/mmds"),
-            Self::GetCgroup => ("GET", "/cgroup"),
-            Self::GetCgroupThreads => ("GET", "/cgroup/threads"),
-            Self::PutBootSource(_) => ("PUT", "/boot-source"),
-            Self::PutMachineConfig(_) => ("PUT", "/machine-config"),
-            Self::PatchMachineConfig(_) => ("PATCH", "/machine-config"),
-            Self::PutCpuConfig(_) => ("PUT", "/cpu-config"),
-            Self::PutDrive(_) => ("PUT", "/drives"),
-            Self::PutNetworkInterface(_) => ("PUT", "/network-interfaces"),
-            Self::PutVsock(_) => ("PUT", "/vsock"),
-            Self::PutEntropy(_) => ("PUT", "/entropy"),
-            Self::PutSerial(_) => ("PUT", "/serial"),
-            Self::PutLogger(_) => ("PUT", "/logger"),
-            Self::PutMetrics(_) => ("PUT", "/metrics"),
-            Self::PutBalloon(_) => ("PUT", "/balloon"),
-            Self::PutMmdsConfig(_) => ("PUT", "/mmds/config"),
-            Self::Start | Self::FlushMetrics | Self::SendCtrlAltDel => ("PUT", "/actions"),
-            Self::PatchDrive(_) => ("PATCH", "/drives"),
-            Self::PatchNetworkInterface(_) => ("PATCH", "/network-interfaces"),
-            Self::PatchBalloon(_) => ("PATCH", "/balloon"),
-            Self::PatchBalloonStats(_) => ("PATCH", "/balloon/statistics"),
-            Self::SetVmState(_) => ("PATCH", "/vm"),
-            Self::PutMmds(_) => ("PUT", "/mmds"),
-            Self::PatchMmds(_) => ("PATCH", "/mmds"),
-        }
-    }
-
     /// Whether this can be asked of a microVM that was, or was not, started.
     pub fn check_phase(&self, started: bool) -> Result<(), PhaseError> {
         match (self.phase(), started) {
             (Phase::BeforeStart, true) => match self {
-                Self::PutDrive(_) | Self::PutNetworkInterface(_) => Err(PhaseError::Hotplug),
+                Self::PutDrive(_) | Self::PutNetworkInterface(_) | Self::PutFs(_) => Err(PhaseError::Hotplug),
                 _ => Err(PhaseError::TooLate),
             },
             (Phase::AfterStart, false) => Err(PhaseError::TooEarly),
@@ -212,6 +213,8 @@ pub enum Reply {
     Done,
     /// What was asked for.
     Json(Value),
+    /// What was asked for, as text of this media type.
+    Text(&'static str, String),
 }
 
 /// A refusal. Nothing has changed.

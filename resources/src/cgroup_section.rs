@@ -4,6 +4,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// Containers of a pod.
+const MAX_CONTAINERS: usize = 1024;
+/// Bytes of a container's id.
+const MAX_CONTAINER_ID: usize = 255;
+
 /// Which of the kernel's cgroup interfaces to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -117,7 +122,66 @@ impl Default for CgroupSection {
     }
 }
 
+/// Other limits than were declared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CgroupPatch {
+    /// Instead of the overhead that was declared.
+    #[serde(default)]
+    pub overhead: Option<cgroup::Resources>,
+    /// Instead of all containers that were declared.
+    #[serde(default)]
+    pub containers: Option<Vec<Container>>,
+}
+
+impl CgroupPatch {
+    /// Takes up what is given.
+    pub(crate) fn apply(self, section: &mut CgroupSection) {
+        section.overhead = self.overhead.or(section.overhead.take());
+        section.containers = self.containers.unwrap_or(std::mem::take(&mut section.containers));
+    }
+}
+
+/// What is wrong with a container's id, which has to fit into the path of a request.
+pub fn check_container_id(id: &str) -> Result<(), String> {
+    let odd = |c: char| !(c.is_ascii_alphanumeric() || "_-.+".contains(c));
+    match id {
+        "" => Err("The ID cannot be empty.".to_owned()),
+        _ if id.len() > MAX_CONTAINER_ID => {
+            Err(format!("A container's ID can have {MAX_CONTAINER_ID} bytes at most."))
+        }
+        _ if id.contains(odd) || id.chars().all(|c| c == '.') => {
+            Err("A container's ID can only contain alphanumeric characters and `_`, `-`, `.` and `+`."
+                .to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
 impl CgroupSection {
+    /// This placement with the limits of `other`, which may repeat the placement but not change it: the threads are
+    /// in their places.
+    pub(crate) fn with_limits_of(&self, other: Self) -> Result<Self, (&'static str, String)> {
+        let (old, new, default) = (self, &other, Self::default());
+        let kept = [
+            ("version", new.version == old.version || new.version == default.version),
+            ("driver", new.driver == old.driver || new.driver == default.driver),
+            ("parent", new.parent == old.parent || new.parent == default.parent),
+            ("oci_spec", new.oci_spec == old.oci_spec || new.oci_spec == default.oci_spec),
+            ("sandbox_name", [&old.sandbox_name, &default.sandbox_name].contains(&&new.sandbox_name)),
+            ("vcpus_name", [&old.vcpus_name, &default.vcpus_name].contains(&&new.vcpus_name)),
+            ("overhead_name", [&old.overhead_name, &default.overhead_name].contains(&&new.overhead_name)),
+            ("pin_vcpus", new.pin_vcpus == old.pin_vcpus || new.pin_vcpus == default.pin_vcpus),
+            ("size_vm", new.size_vm == old.size_vm || new.size_vm == default.size_vm),
+        ];
+        if let Some((field, _)) = kept.into_iter().find(|(_, kept)| !kept) {
+            let problem = "cannot be changed after the launch, when the threads are in their places; leave it \
+                           out, or as GET /cgroup shows it";
+            return Err((field, problem.to_owned()));
+        }
+        Ok(Self { overhead: other.overhead, containers: other.containers, ..self.clone() })
+    }
+
     /// What is wrong with the values, as the field and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         if self.driver == Driver::Systemd {
@@ -129,9 +193,6 @@ impl CgroupSection {
                 "is not supported yet; name the parent and list the containers".to_owned(),
             ));
         }
-        if self.pin_vcpus {
-            return Err(("pin_vcpus", "is not supported yet; leave it out".to_owned()));
-        }
         if self.size_vm {
             return Err(("size_vm", "is not supported yet; set vcpu_count and mem_size_mib".to_owned()));
         }
@@ -139,10 +200,12 @@ impl CgroupSection {
         if names[0] == names[1] || names[0] == names[2] || names[1] == names[2] {
             return Err(("sandbox_name", "the three group names must differ".to_owned()));
         }
+        if self.containers.len() > MAX_CONTAINERS {
+            return Err(("containers", format!("there can be {MAX_CONTAINERS} at most")));
+        }
         for (index, container) in self.containers.iter().enumerate() {
-            if container.id.is_empty() {
-                return Err(("containers", format!("container number {index} has an empty id")));
-            }
+            check_container_id(&container.id)
+                .map_err(|problem| ("containers", format!("[{index}].id: {problem}")))?;
             if self.containers[..index].iter().any(|earlier| earlier.id == container.id) {
                 return Err(("containers", format!("the id {:?} is there twice", container.id)));
             }

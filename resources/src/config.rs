@@ -6,8 +6,8 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Action, Balloon, BootSource, CgroupSection, CpuConfig, Drive, Entropy, Logger, MachineConfig, Metrics,
-    MmdsConfig, NetworkInterface, RateLimiter, ResourceId, Serial, Vsock,
+    Action, Balloon, BootSource, CgroupSection, CpuConfig, Drive, Entropy, Fs, Logger, MachineConfig,
+    Metrics, MmdsConfig, NetworkInterface, RateLimiter, ResourceId, Serial, Vsock,
 };
 
 /// What is wrong with a configuration. The text names the field by its path.
@@ -58,6 +58,9 @@ pub struct MicrovmConfig {
     /// The entropy device.
     #[serde(default)]
     pub entropy: Option<Entropy>,
+    /// File systems.
+    #[serde(default)]
+    pub fs: Vec<Fs>,
     /// The balloon.
     #[serde(default)]
     pub balloon: Option<Balloon>,
@@ -144,6 +147,7 @@ impl MicrovmConfig {
             }
             Action::PutVsock(vsock) => next.vsock = Some(vsock),
             Action::PutEntropy(entropy) => next.entropy = Some(entropy),
+            Action::PutFs(fs) => put(&mut next.fs, fs, |fs| &fs.tag),
             Action::PutSerial(serial) => next.serial = Some(serial),
             Action::PutLogger(logger) => next.logger = Some(logger),
             Action::PutMetrics(metrics) => next.metrics = Some(metrics),
@@ -165,6 +169,22 @@ impl MicrovmConfig {
             Action::PatchBalloonStats(patch) => {
                 next.some_balloon()?.stats_polling_interval_s = patch.stats_polling_interval_s;
             }
+            Action::PutCgroup(section) => {
+                next.cgroup = next.cgroup.with_limits_of(*section).map_err(at("cgroup".to_owned()))?;
+            }
+            Action::PatchCgroup(patch) => patch.apply(&mut next.cgroup),
+            Action::PatchOverhead(patch) => {
+                let old = next.cgroup.overhead.take().unwrap_or_default();
+                next.cgroup.overhead = Some(old.patched(*patch));
+            }
+            Action::PutContainer(container) => {
+                put(&mut next.cgroup.containers, *container, |container| &container.id);
+            }
+            Action::DeleteContainer(id) => {
+                let all = &mut next.cgroup.containers;
+                let at = all.iter().position(|container| container.id == id);
+                all.remove(at.ok_or(ConfigError::Unknown { kind: "container", id })?);
+            }
             Action::GetInstance
             | Action::GetVersion
             | Action::GetConfig
@@ -174,6 +194,9 @@ impl MicrovmConfig {
             | Action::GetMmds
             | Action::GetCgroup
             | Action::GetCgroupThreads
+            | Action::GetCgroupStats
+            | Action::GetPrometheus
+            | Action::GetCgroupEvents(_)
             | Action::Start
             | Action::SetVmState(_)
             | Action::FlushMetrics
@@ -194,6 +217,24 @@ impl MicrovmConfig {
         })
     }
 
+    /// The CPUs that the vCPUs are to be pinned to, one each; `None` when they are not to be.
+    pub fn pinning(&self) -> Result<Option<cgroup::CpuSet>, ConfigError> {
+        if !self.cgroup.pin_vcpus {
+            return Ok(None);
+        }
+        let containers = self.cgroup.containers.iter().map(|container| &container.resources);
+        let cpus = cgroup::Sums::of(containers, None).vcpus.cpus.unwrap_or_default();
+        let vcpus = self.machine_config.vcpu_count;
+        if cpus.len() == usize::from(vcpus) {
+            return Ok(Some(cpus));
+        }
+        let problem = format!(
+            "the containers' CPUs are \"{cpus}\", and there are {vcpus} vCPUs; give as many CPUs as vCPUs, or leave \
+             it out"
+        );
+        Err(at("cgroup".to_owned())(("pin_vcpus", problem)))
+    }
+
     /// Checks every value that can be judged without looking at the host.
     fn check(&self) -> Result<(), ConfigError> {
         self.machine_config.check().map_err(at("machine-config".to_owned()))?;
@@ -208,6 +249,7 @@ impl MicrovmConfig {
             balloon.check(self.machine_config.mem_size_mib).map_err(at("balloon".to_owned()))?;
         }
         self.check_drives()?;
+        self.check_file_systems()?;
         self.check_interfaces()
     }
 
@@ -225,6 +267,18 @@ impl MicrovmConfig {
             {
                 let problem = format!("drive \"{other}\" is the root device already");
                 return Err(at(section)(("is_root_device", problem)));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_file_systems(&self) -> Result<(), ConfigError> {
+        let mut tags = HashSet::new();
+        for (index, fs) in self.fs.iter().enumerate() {
+            let section = format!("fs[{index}]");
+            fs.check().map_err(at(section.clone()))?;
+            if !tags.insert(fs.tag.as_str()) {
+                return Err(at(section)(("tag", format!("\"{}\" is there twice", fs.tag))));
             }
         }
         Ok(())
@@ -259,6 +313,11 @@ impl MicrovmConfig {
         }
     }
 
+    /// Whether another process is to reach guest memory: then it has to be shared memory.
+    pub fn needs_shared_memory(&self) -> bool {
+        !self.fs.is_empty()
+    }
+
     /// The drive that holds the root file system, and its place among the drives.
     pub fn root_drive(&self) -> Option<(usize, &Drive)> {
         self.drives.iter().enumerate().find(|(_, drive)| drive.is_root_device)
@@ -270,7 +329,7 @@ impl MicrovmConfig {
 }
 
 /// Puts `new` into `all`, in the place of the one with its id if there is one.
-fn put<T>(all: &mut Vec<T>, new: T, id: impl Fn(&T) -> &ResourceId) {
+fn put<T, I: PartialEq>(all: &mut Vec<T>, new: T, id: impl Fn(&T) -> &I) {
     match all.iter_mut().find(|old| id(old) == id(&new)) {
         Some(old) => *old = new,
         None => all.push(new),

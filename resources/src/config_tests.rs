@@ -64,7 +64,7 @@ fn every_error_names_its_field() {
         ),
         ("\"drive_id\": \"rootfs\"", "\"drive_id\": \"root/fs\"", "drives[0].drive_id", "letters"),
         ("\"path_on_host\": \"disk\", ", "", "drives[0].path_on_host", "missing"),
-        ("\"Sync\"", "\"Async\"", "drives[0].io_engine", "not supported yet"),
+        ("\"Sync\"", "\"Sync\", \"queues\": 33", "drives[0].queues", "1 to 32"),
         ("\"tap0\"", "\"a-name-of-sixteen\"", "network-interfaces[0].host_dev_name", "1 to 15"),
         ("06:00:ac:10:00:02", "06:00", "network-interfaces[0].guest_mac", "MAC"),
         ("\"cgroupfs\"", "\"systemd\"", "cgroup.driver", "not supported yet"),
@@ -179,4 +179,75 @@ fn what_is_not_json_is_refused() {
 #[test]
 fn the_example_is_valid() {
     MicrovmConfig::from_json(include_str!("../assets/examples/vm.json")).unwrap();
+}
+
+fn with_containers() -> MicrovmConfig {
+    MicrovmConfig::from_json(WHOLE).unwrap()
+}
+
+fn ids(config: &MicrovmConfig) -> Vec<&str> {
+    config.cgroup.containers.iter().map(|container| container.id.as_str()).collect()
+}
+
+fn container(id: &str) -> Box<crate::Container> {
+    Box::new(crate::Container { id: id.to_owned(), resources: cgroup::Resources::default() })
+}
+
+#[test]
+fn containers_come_change_and_leave() {
+    let mut config = with_containers();
+    let before = config.clone();
+    config.apply(Action::PutContainer(container("cont-b.1"))).unwrap();
+    assert_eq!(ids(&config), ["a", "cont-b.1"]);
+    config.apply(Action::PutContainer(container("a"))).unwrap();
+    assert_eq!(ids(&config), ["a", "cont-b.1"]);
+    assert_eq!(config.cgroup.containers[0].resources, cgroup::Resources::default());
+    config.apply(Action::DeleteContainer("cont-b.1".to_owned())).unwrap();
+    let error = config.apply(Action::DeleteContainer("cont-b.1".to_owned())).unwrap_err();
+    assert_eq!(error.to_string(), "there is no container \"cont-b.1\"");
+    config.apply(Action::PutContainer(Box::new(before.cgroup.containers[0].clone()))).unwrap();
+    assert_eq!(config, before);
+    for bad in ["", "a/b", "..", "a b", "\u{e9}", &"x".repeat(256)] {
+        config.apply(Action::PutContainer(container(bad))).unwrap_err();
+    }
+    assert_eq!(config, before);
+}
+
+#[test]
+fn limits_change_and_places_do_not() {
+    let mut config = with_containers();
+    let section = |text: &str| serde_json::from_str(text).map(Action::PutCgroup).unwrap();
+    let error = config.apply(section(r#"{"parent": "/kubepods/pod2", "containers": []}"#));
+    assert!(error.unwrap_err().to_string().starts_with("cgroup.parent: cannot be changed"));
+    assert_eq!(config, with_containers());
+    for same in [r#"{"parent": "/kubepods/pod1"}"#, "{}"] {
+        config.apply(section(same)).unwrap();
+        assert!(ids(&config).is_empty() && config.cgroup.overhead.is_none());
+        assert_eq!(config.cgroup.parent.as_deref(), Some("/kubepods/pod1"));
+    }
+    let patch = |text: &str| serde_json::from_str(text).map(Action::PatchCgroup).unwrap();
+    config.apply(patch(r#"{"containers": [{"id": "b"}]}"#)).unwrap();
+    config.apply(patch(r#"{"overhead": {"cpu": {"quota": 1000, "shares": 2}}}"#)).unwrap();
+    assert_eq!(ids(&config), ["b"]);
+    let quota = serde_json::from_str(r#"{"cpu": {"quota": 2000}}"#).unwrap();
+    config.apply(Action::PatchOverhead(quota)).unwrap();
+    let cpu = config.cgroup.overhead.as_ref().and_then(|overhead| overhead.cpu.clone()).unwrap();
+    assert_eq!((cpu.quota, cpu.shares), (Some(2000), Some(2)));
+    let many: Vec<_> = (0..1025).map(|number| *container(&number.to_string())).collect();
+    let many = Box::new(crate::CgroupPatch { containers: Some(many), overhead: None });
+    assert!(config.apply(Action::PatchCgroup(many)).unwrap_err().to_string().contains("1024"));
+}
+
+#[test]
+fn vcpus_are_pinned_to_as_many_cpus() {
+    let mut config = with_containers();
+    assert_eq!(config.pinning(), Ok(None));
+    config.cgroup.pin_vcpus = true;
+    let text = config.pinning().unwrap_err().to_string();
+    assert!(text.starts_with("cgroup.pin_vcpus: ") && text.contains("2 vCPUs"), "{text}");
+    for (cpus, fits) in [("3,5", true), ("3", false), ("3-5", false)] {
+        let resources = serde_json::from_str(&format!(r#"{{"cpu": {{"cpus": "{cpus}"}}}}"#)).unwrap();
+        config.cgroup.containers = vec![crate::Container { id: "a".to_owned(), resources }];
+        assert_eq!(config.pinning().ok(), fits.then(|| Some(cpus.parse().unwrap())), "{cpus}");
+    }
 }

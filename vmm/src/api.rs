@@ -2,10 +2,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
-use api_server::{Limits, Responder, Server, ServerError};
+use api_server::{Handler, Limits, Method, Responder, Server, ServerError};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use resources::Action;
 use vmm_sys_util::epoll::EventSet;
@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::args::Args;
 use crate::event_loop::EventLoop;
+use crate::metrics::METRICS;
 
 /// Why there is no API.
 #[derive(Debug, thiserror::Error)]
@@ -48,14 +49,7 @@ impl Api {
         let wake = EventFd::new(EFD_NONBLOCK).map_err(failed("eventfd"))?;
         event_loop.add(Doorbell(wake.try_clone().map_err(failed("dup"))?));
         let (sender, requests) = mpsc::channel();
-        let handler = move |action, responder| {
-            // When nobody listens any more the responder is dropped, and says so.
-            if sender.send((action, responder)).is_ok()
-                && let Err(error) = wake.write(1)
-            {
-                log::error!("a request cannot wake the event loop: {error}");
-            }
-        };
+        let handler = HandOver { sender, wake };
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
             .name("pinfold_api".to_owned())
@@ -71,6 +65,30 @@ impl Api {
     /// The next request, if there is one.
     pub fn next(&self) -> Option<(Action, Responder)> {
         self.requests.as_ref()?.try_recv().ok()
+    }
+}
+
+/// Hands requests over to the event loop, and counts them.
+struct HandOver {
+    sender: Sender<(Action, Responder)>,
+    wake: EventFd,
+}
+
+impl Handler for HandOver {
+    fn handle(&self, action: Action, responder: Responder) {
+        // When nobody listens any more the responder is dropped, and says so.
+        if self.sender.send((action, responder)).is_ok()
+            && let Err(error) = self.wake.write(1)
+        {
+            log::error!("a request cannot wake the event loop: {error}");
+        }
+    }
+
+    fn answered(&self, method: &Method, path: &str, refusal: Option<&str>) {
+        METRICS.count_request(method.as_str(), path, refusal.is_some());
+        if let Some(message) = refusal {
+            log::info!("{method} {path} was refused: {message}");
+        }
     }
 }
 

@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use ::devices::legacy::ExitSignal;
 use ::devices::mmds::{Mmds, MmdsError};
+use api_server::Responder;
 use resources::{Action, Fault, MicrovmConfig, Outcome, Reply, VmState};
 use serde_json::{Value, json};
 
+use crate::cgroup_live::LiveGroups;
 use crate::devices::configure_mmds;
 use crate::event_loop::EventLoop;
 use crate::exit::chain;
@@ -24,6 +26,8 @@ pub struct Controller<'a> {
     config: MicrovmConfig,
     mmds: Arc<Mutex<Mmds>>,
     placement: &'a Placement,
+    /// `None` where the threads stay where they were started.
+    groups: Option<LiveGroups>,
     exit: Arc<ExitSignal>,
     machine: Option<Machine>,
 }
@@ -35,23 +39,29 @@ impl<'a> Controller<'a> {
         config: MicrovmConfig,
         mmds: Mmds,
         placement: &'a Placement,
+        groups: Option<LiveGroups>,
         exit: Arc<ExitSignal>,
     ) -> Self {
-        Self { options, config, mmds: Arc::new(Mutex::new(mmds)), placement, exit, machine: None }
+        Self { options, config, mmds: Arc::new(Mutex::new(mmds)), placement, groups, exit, machine: None }
     }
 
-    /// Does what is asked, and counts it. A refusal changes nothing.
-    pub fn handle(&mut self, action: Action, event_loop: &mut EventLoop) -> Outcome {
-        let (method, path) = action.endpoint();
-        let outcome = self.follow(action, event_loop);
-        METRICS.count_request(method, path, outcome.is_err());
-        if let Err(fault) = &outcome {
-            log::info!("{method} {path} was refused: {}", fault.message);
+    /// Does what its time has come for. To be called after each turn of the event loop.
+    pub fn tend(&mut self) {
+        if let Some(groups) = &mut self.groups {
+            groups.tend();
         }
-        outcome
     }
 
-    fn follow(&mut self, action: Action, event_loop: &mut EventLoop) -> Outcome {
+    /// Does what is asked, and answers at once, but for who wants to wait.
+    pub fn answer(&mut self, action: Action, responder: Responder, event_loop: &mut EventLoop) {
+        match (&action, &mut self.groups) {
+            (Action::GetCgroupEvents(query), Some(groups)) => groups.tell(*query, responder),
+            _ => responder.send(self.handle(action, event_loop)),
+        }
+    }
+
+    /// Does what is asked. A refusal changes nothing.
+    fn handle(&mut self, action: Action, event_loop: &mut EventLoop) -> Outcome {
         action.check_phase(self.machine.is_some()).map_err(fault)?;
         match action {
             Action::GetInstance => Ok(Reply::Json(self.instance())),
@@ -65,6 +75,17 @@ impl<'a> Controller<'a> {
             Action::PatchMmds(value) => self.mmds().patch(value).map_err(mmds_fault).map(|()| Reply::Done),
             Action::GetCgroup => Ok(Reply::Json(self.cgroup()?)),
             Action::GetCgroupThreads => json(&threads::scan(self.placement.groups())),
+            Action::GetCgroupStats => {
+                let stats = self.groups.as_ref().ok_or_else(no_groups)?.stats();
+                stats.map(Reply::Json).map_err(fault)
+            }
+            Action::GetPrometheus => self.groups.as_ref().ok_or_else(no_groups)?.prometheus().map_err(fault),
+            Action::GetCgroupEvents(_) => Err(no_groups()),
+            action @ (Action::PutCgroup(_)
+            | Action::PatchCgroup(_)
+            | Action::PatchOverhead(_)
+            | Action::PutContainer(_)
+            | Action::DeleteContainer(_)) => self.limit(action),
             Action::Start => self.start(event_loop).map_err(fault).map(|()| Reply::Done),
             Action::SetVmState(state) => self.set_state(state),
             // As with Firecracker it is done when nobody asked for metrics, too.
@@ -79,12 +100,17 @@ impl<'a> Controller<'a> {
 
     /// Builds what was declared and runs it. If that fails everything is as before.
     pub fn start(&mut self, event_loop: &mut EventLoop) -> Result<(), MachineError> {
+        let pins = self.config.pinning()?;
         if let Some(config) = &self.config.mmds_config {
             configure_mmds(&mut self.mmds(), config);
         }
         let machine =
             Machine::build(&self.options, &self.config, &self.mmds, self.placement, event_loop, &self.exit)?;
+        for interface in &mut self.config.network_interfaces {
+            interface.backend = machine.devices().net_backend(&interface.iface_id);
+        }
         self.machine = Some(machine);
+        pin(pins.as_ref());
         Ok(())
     }
 
@@ -101,6 +127,18 @@ impl<'a> Controller<'a> {
             Some(machine) => machine.devices().follow(&action).map_err(fault)?,
             None => self.prepare(&action)?,
         }
+        self.config = config;
+        Ok(Reply::Done)
+    }
+
+    /// Takes up other limits once the groups have them.
+    fn limit(&mut self, action: Action) -> Outcome {
+        let mut config = self.config.clone();
+        config.apply(action).map_err(fault)?;
+        // Before the start there may be no vCPUs yet to count.
+        let pins = if self.machine.is_some() { config.pinning().map_err(fault)? } else { None };
+        self.groups.as_mut().ok_or_else(no_groups)?.follow(&config.cgroup).map_err(fault)?;
+        pin(pins.as_ref());
         self.config = config;
         Ok(Reply::Done)
     }
@@ -174,11 +212,20 @@ impl<'a> Controller<'a> {
     /// The section as declared, and what came of it.
     fn cgroup(&self) -> Result<Value, Fault> {
         let mut value = serde_json::to_value(&self.config.cgroup).map_err(fault)?;
-        let in_force = self.placement.groups().map(serde_json::to_value).transpose().map_err(fault)?;
+        let in_force = self.groups.as_ref().map(LiveGroups::in_force).transpose().map_err(fault)?;
         if let Value::Object(members) = &mut value {
             members.insert("in_force".to_owned(), in_force.unwrap_or(Value::Null));
         }
         Ok(value)
+    }
+}
+
+/// Pins the vCPU threads, which run all the same where that fails.
+fn pin(cpus: Option<&cgroup::CpuSet>) {
+    if let Some(cpus) = cpus
+        && let Err(error) = threads::pin_vcpus(cpus)
+    {
+        log::error!("cannot pin the vCPUs to the CPUs {cpus}: {error}");
     }
 }
 
@@ -200,4 +247,10 @@ fn fault(error: impl std::error::Error) -> Fault {
 
 fn no_balloon() -> Fault {
     "there is no balloon: PUT /balloon before the start".to_owned().into()
+}
+
+fn no_groups() -> Fault {
+    "there are no groups of ours, as the section cgroup has \"driver\": \"none\"; launch without it"
+        .to_owned()
+        .into()
 }

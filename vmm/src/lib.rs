@@ -6,8 +6,10 @@
 //! until the guest or a signal ends it; `controller` does what is asked of the microVM; [`machine`] opens KVM, builds
 //! the guest's platform and starts the vCPU threads.
 
+mod alarm;
 mod api;
 mod args;
+mod cgroup_live;
 mod console;
 mod controller;
 mod cpu_template;
@@ -16,6 +18,8 @@ mod devices;
 mod event_loop;
 mod exit;
 mod files;
+mod footprint;
+mod io_thread;
 mod irq;
 pub mod launch;
 mod logger;
@@ -24,6 +28,7 @@ mod memory;
 mod metrics;
 mod observability;
 mod placement;
+mod prometheus;
 mod reaper;
 mod session;
 mod signals;
@@ -31,4 +36,5 @@ mod sink;
 mod threads;
 mod vcpu;
 mod version;
+mod virtiofsd;
 mod vm;

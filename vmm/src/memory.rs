@@ -1,7 +1,12 @@
 //! Guest memory.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::FromRawFd;
+use std::sync::Arc;
+
 use arch::layout::AddressMap;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{FileOffset, GuestMemoryMmap};
 
 /// Why there is no guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -11,8 +16,48 @@ pub struct MemoryError {
     reason: String,
 }
 
-/// Maps the guest's RAM: private anonymous memory, of which the host pays for what the guest touches.
-pub fn allocate(map: &AddressMap) -> Result<GuestMemoryMmap, MemoryError> {
-    let mib = map.ram.iter().map(|(_, size)| (*size as u64) >> 20).sum();
-    GuestMemoryMmap::from_ranges(&map.ram).map_err(|error| MemoryError { mib, reason: error.to_string() })
+/// Who reaches the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// This process alone: private anonymous memory.
+    Private,
+    /// The servers of vhost-user devices, too: one memfd.
+    Shared,
+}
+
+/// Maps the guest's RAM, of which the host pays for what is touched.
+pub fn allocate(map: &AddressMap, sharing: Sharing) -> Result<GuestMemoryMmap, MemoryError> {
+    let bytes: u64 = map.ram.iter().map(|(_, size)| *size as u64).sum();
+    let failed = |reason| MemoryError { mib: bytes >> 20, reason };
+    match sharing {
+        Sharing::Private => GuestMemoryMmap::from_ranges(&map.ram).map_err(|error| failed(error.to_string())),
+        Sharing::Shared => {
+            let file = memfd(bytes).map_err(|error| failed(format!("no memfd of that size: {error}")))?;
+            let mut offset = 0;
+            let ranges = map.ram.iter().map(|(start, size)| {
+                let part = FileOffset::from_arc(Arc::clone(&file), offset);
+                offset += *size as u64;
+                (*start, *size, Some(part))
+            });
+            GuestMemoryMmap::from_ranges_with_files(ranges).map_err(|error| failed(error.to_string()))
+        }
+    }
+}
+
+/// A memfd of this size, which cannot be cut off under those who map it.
+fn memfd(bytes: u64) -> io::Result<Arc<File>> {
+    // SAFETY: the name is a NUL-terminated string.
+    let fd =
+        unsafe { libc::memfd_create(c"pinfold-guest".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and is owned by nobody else.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(bytes)?;
+    // SAFETY: no memory is involved.
+    let sealed = unsafe {
+        libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL)
+    };
+    if sealed < 0 { Err(io::Error::last_os_error()) } else { Ok(Arc::new(file)) }
 }

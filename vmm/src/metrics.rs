@@ -2,6 +2,7 @@
 //!
 //! Only what is measured is there; a group of Firecracker's that is missing from a line has no figure here.
 
+mod devices;
 mod exits;
 mod figure;
 mod writer;
@@ -12,6 +13,7 @@ pub use exits::VcpuExits;
 pub use figure::{Counter, Gauge};
 pub use writer::{FlushTimer, MetricsConfig, MetricsError, flush, init};
 
+use self::devices::DeviceFigures;
 use exits::AllExits;
 use figure::groups;
 
@@ -23,6 +25,11 @@ groups! {
     Metrics {
         /// The start of the process.
         api_server: ApiServer,
+        /// Where threads were put.
+        cgroup: Cgroup,
+        /// What the devices count, a group for each.
+        #[serde(flatten)]
+        devices: DeviceFigures,
         /// Requests that ask.
         get_api_requests: GetRequests,
         /// How long things took.
@@ -47,6 +54,18 @@ groups! {
         process_startup_time_us: Gauge,
         /// Microseconds of CPU time, the parent's included.
         process_startup_time_cpu_us: Gauge,
+    }
+
+    /// Placement.
+    Cgroup {
+        /// Threads that joined their group.
+        joins: Counter,
+        /// Threads that could not.
+        join_fails: Counter,
+        /// Limits that could not be applied.
+        limits_not_applied: Gauge,
+        /// Threads that were found elsewhere than they belong, when they were last asked for.
+        strays: Gauge,
     }
 
     /// Requests that ask, by endpoint.

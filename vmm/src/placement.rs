@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::descriptors::{self, Descriptors, HandoverError};
 use crate::exit::chain;
+use crate::metrics::METRICS;
 use crate::reaper::{self, Link, ReaperError};
 use crate::vcpu::Join;
 
@@ -70,6 +71,8 @@ pub enum Placement {
     Placed {
         /// The groups.
         tree: Arc<cgroup::Tree>,
+        /// Their limits, as they were set.
+        limits: Box<cgroup::Limits>,
         /// The way to the process that removes them.
         reaper: Link,
     },
@@ -93,6 +96,7 @@ pub struct Order {
 struct State {
     order: Order,
     tree: cgroup::TreeState,
+    limits: Box<cgroup::Limits>,
     reaper: i32,
 }
 
@@ -107,11 +111,12 @@ impl Placement {
             return Ok(Self::Unplaced);
         }
         let plan = cgroup::resolve(&request(id, section)?)?;
-        let (tree, cleaner) = plan.create()?;
-        for limit in &tree.groups().unapplied {
+        let (tree, limits, cleaner) = plan.create()?;
+        let in_force = limits.in_force();
+        for limit in &in_force.unapplied {
             log::warn!("a limit could not be applied: {limit}");
         }
-        for limit in &tree.groups().pending {
+        for limit in &in_force.pending {
             log::warn!("a limit cannot be applied yet: {limit}");
         }
         if let Err(error) = tree.join(cgroup::Role::Overhead) {
@@ -121,16 +126,16 @@ impl Placement {
             return Err(error.into());
         }
         let reaper = reaper::start(image.as_fd(), id.as_str(), cleaner)?;
-        Ok(Self::Placed { tree: Arc::new(tree), reaper })
+        Ok(Self::Placed { tree: Arc::new(tree), limits: Box::new(limits), reaper })
     }
 
     /// Executes this process anew with its arguments and `order`, unless its memory is charged to the right
     /// group already.
     pub fn exec(self, image: &Image, order: &Order) -> Result<Self, PlacementError> {
         match self {
-            Self::Placed { tree, reaper } if tree.needs_exec() => {
+            Self::Placed { tree, limits, reaper } if tree.needs_exec() => {
                 let Ok(tree) = Arc::try_unwrap(tree) else { unreachable!("no thread shares it yet") };
-                match exec(image, order, tree, reaper)? {}
+                match exec(image, order, tree, limits, reaper)? {}
             }
             other => Ok(other),
         }
@@ -143,8 +148,8 @@ impl Placement {
         let (state, mut descriptors) = descriptors::unpack::<State>(fd)?;
         let link = descriptors.remove(LINK).ok_or(HandoverError::Foreign(fd))?;
         let tree = cgroup::Tree::from_parts(state.tree, descriptors.into_iter().collect())?;
-        let placed = Self::Placed { tree: Arc::new(tree), reaper: Link::from_parts(link, state.reaper) };
-        Ok((placed, state.order))
+        let reaper = Link::from_parts(link, state.reaper);
+        Ok((Self::Placed { tree: Arc::new(tree), limits: state.limits, reaper }, state.order))
     }
 
     /// The groups, where there are any.
@@ -155,12 +160,33 @@ impl Placement {
         }
     }
 
+    /// Counts what was done to place the calling thread, maybe in an earlier image of this process.
+    pub fn count(&self) {
+        if let Some(limits) = self.limits() {
+            METRICS.cgroup.joins.inc();
+            METRICS.cgroup.limits_not_applied.store(limits.in_force().unapplied.len() as u64);
+        }
+    }
+
+    /// Their limits as they were set at the start.
+    pub fn limits(&self) -> Option<&cgroup::Limits> {
+        match self {
+            Self::Placed { limits, .. } => Some(limits),
+            Self::Unplaced => None,
+        }
+    }
+
     /// What a vCPU thread does first of all.
     pub fn vcpu_join(&self) -> Join {
         match self {
             Self::Placed { tree, .. } => {
                 let tree = Arc::clone(tree);
-                Arc::new(move || tree.join(cgroup::Role::Vcpu).map_err(|error| chain(&error)))
+                Arc::new(move || {
+                    let joined = tree.join(cgroup::Role::Vcpu).map_err(|error| chain(&error));
+                    let figures = &METRICS.cgroup;
+                    if joined.is_ok() { &figures.joins } else { &figures.join_fails }.inc();
+                    joined
+                })
             }
             Self::Unplaced => Arc::new(|| Ok(())),
         }
@@ -168,7 +194,7 @@ impl Placement {
 
     /// Leaves the groups and has them removed. Every other thread has ended.
     pub fn dissolve(self) {
-        if let Self::Placed { tree, reaper } = self {
+        if let Self::Placed { tree, reaper, .. } = self {
             drop(tree);
             reaper.finish();
         }
@@ -203,6 +229,7 @@ fn exec(
     image: &Image,
     order: &Order,
     tree: cgroup::Tree,
+    limits: Box<cgroup::Limits>,
     reaper: Link,
 ) -> Result<Infallible, PlacementError> {
     let failed = |doing| move |source| PlacementError::Exec { doing, source };
@@ -210,7 +237,7 @@ fn exec(
     let mut handed = Descriptors::from_iter(fds);
     let (link, reaper) = reaper.into_parts();
     handed.insert(LINK.to_owned(), link);
-    let memfd = descriptors::pack(&State { order: order.clone(), tree, reaper }, &handed)?;
+    let memfd = descriptors::pack(&State { order: order.clone(), tree, limits, reaper }, &handed)?;
     let flag = OsString::from(format!("--handover={}", memfd.as_raw_fd()));
     let to_c = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
     let arguments: Vec<CString> = std::env::args_os()

@@ -8,6 +8,7 @@ use resources::{Metrics, MicrovmConfig};
 
 use crate::api::Api;
 use crate::args::Args;
+use crate::cgroup_live::LiveGroups;
 use crate::controller::Controller;
 use crate::event_loop::{End, EventLoop};
 use crate::exit::{Code, Failure};
@@ -24,6 +25,7 @@ pub fn run(args: &Args, order: Order, placement: &Placement) -> Result<Code, Fai
         code: Code::Generic,
         message: format!("cannot block signals: {error}"),
     })?;
+    placement.count();
     observe(args, &order.config)?;
     let exit = ExitSignal::new().map(Arc::new).map_err(|error| Failure::generic(&error))?;
     let mut event_loop =
@@ -37,8 +39,10 @@ pub fn run(args: &Args, order: Order, placement: &Placement) -> Result<Code, Fai
     if let Some(metadata) = order.metadata {
         mmds.put(metadata).map_err(|error| Failure::configuration(&error))?;
     }
-    let options = Options { id: args.id.clone(), boot_timer: args.boot_timer };
-    let mut controller = Controller::new(options, order.config, mmds, placement, exit);
+    let options = Options { id: args.id.clone(), boot_timer: args.boot_timer, enable_pci: args.enable_pci };
+    let groups =
+        LiveGroups::of(placement, &mut event_loop).map_err(|error| Failure::configuration(&error))?;
+    let mut controller = Controller::new(options, order.config, mmds, placement, groups, exit);
     if order.start {
         controller.start(&mut event_loop).map_err(|error| Failure::configuration(&error))?;
     }
@@ -47,8 +51,9 @@ pub fn run(args: &Args, order: Order, placement: &Placement) -> Result<Code, Fai
             break end;
         }
         while let Some((action, responder)) = api.as_ref().and_then(Api::next) {
-            responder.send(controller.handle(action, &mut event_loop));
+            controller.answer(action, responder, &mut event_loop);
         }
+        controller.tend();
     };
     controller.end();
     match end {

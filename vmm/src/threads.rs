@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use cgroup::{Groups, Place, Role};
+use cgroup::{CpuSet, Groups, Place, Role, SchedStat, StatsError};
 use serde::Serialize;
+
+use crate::metrics::METRICS;
 
 /// PF_IO_WORKER, PF_USER_WORKER (Linux 6.4 and later) and PF_KTHREAD: flags of threads that run kernel code only
 /// (include/linux/sched.h).
@@ -13,6 +16,9 @@ const KERNEL_FLAGS: u64 = 0x10 | 0x4000 | 0x0020_0000;
 
 /// The process id of kthreadd, the parent of all kernel threads.
 const KTHREADD: u32 = 2;
+
+/// 64-bit words of a mask of all CPUs that a [`CpuSet`] can hold.
+const MASK_WORDS: usize = 8192 / 64;
 
 /// A kernel's name of the worker that is cut before the id: older kernels show 15 bytes.
 const NX_WORKER: &str = "kvm-nx-lpage-re";
@@ -27,6 +33,58 @@ pub struct Thread {
     kernel: bool,
     /// Its group by controller; by `unified` on v2.
     cgroup: BTreeMap<String, String>,
+    /// Its directory in /proc.
+    #[serde(skip)]
+    folder: PathBuf,
+}
+
+/// What a thread did and waited for.
+#[derive(Debug, Serialize)]
+pub struct Load {
+    tid: u32,
+    comm: String,
+    role: &'static str,
+    /// `None` when the kernel keeps no such figures.
+    #[serde(flatten)]
+    sched: Figures,
+}
+
+/// See [`SchedStat`].
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Figures {
+    run_usec: Option<u64>,
+    wait_usec: Option<u64>,
+    timeslices: Option<u64>,
+}
+
+/// The same of all threads of a role.
+#[derive(Debug, Default, Serialize)]
+pub struct RoleLoad {
+    threads: usize,
+    /// See [`SchedStat`].
+    pub run_usec: u64,
+    /// See [`SchedStat`].
+    pub wait_usec: u64,
+}
+
+/// What all threads did and waited for, one by one and by role.
+pub fn loads() -> Result<(Vec<Load>, BTreeMap<&'static str, RoleLoad>), StatsError> {
+    let (mut loads, mut roles) = (Vec::new(), BTreeMap::<_, RoleLoad>::new());
+    for Thread { tid, comm, role, folder, .. } in scan(None).threads {
+        let stat = SchedStat::of(&folder)?;
+        let sched = stat.map_or_else(Figures::default, |stat| Figures {
+            run_usec: Some(stat.run_usec),
+            wait_usec: Some(stat.wait_usec),
+            timeslices: Some(stat.timeslices),
+        });
+        let SchedStat { run_usec, wait_usec, .. } = stat.unwrap_or_default();
+        let sum = roles.entry(role).or_default();
+        sum.threads += 1;
+        sum.run_usec = sum.run_usec.saturating_add(run_usec);
+        sum.wait_usec = sum.wait_usec.saturating_add(wait_usec);
+        loads.push(Load { tid, comm, role, sched });
+    }
+    Ok((loads, roles))
 }
 
 /// All threads, and those of them that are not where they belong.
@@ -58,8 +116,27 @@ pub fn scan(groups: Option<&Groups>) -> Threads {
         // The worker of another microVM, whose name was cut, is not ours to judge.
         thread.comm == NX_WORKER || groups.is_none_or(|groups| in_place(text, &groups.places, thread.role))
     };
-    let strays = found.iter().filter(|found| !belongs(found)).map(|(thread, _)| thread.clone()).collect();
+    let strays: Vec<_> =
+        found.iter().filter(|found| !belongs(found)).map(|(thread, _)| thread.clone()).collect();
+    METRICS.cgroup.strays.store(strays.len() as u64);
     Threads { threads: found.into_iter().map(|(thread, _)| thread).collect(), strays }
+}
+
+/// Pins each vCPU thread to one of `cpus`, in order. Whenever the group's CPUs change the kernel forgets that.
+pub fn pin_vcpus(cpus: &CpuSet) -> io::Result<()> {
+    for Thread { tid, comm, .. } in scan(None).threads {
+        let index = comm.strip_prefix("fc_vcpu ").and_then(|index| index.parse::<usize>().ok());
+        let Some(cpu) = index.and_then(|index| cpus.iter().nth(index)) else { continue };
+        let mut mask = [0u64; MASK_WORDS];
+        mask[usize::from(cpu / 64)] |= 1 << (cpu % 64);
+        let tid = libc::pid_t::try_from(tid).map_err(io::Error::other)?;
+        // SAFETY: the mask lives through the call, which reads as many bytes as it is told.
+        let rc = unsafe { libc::sched_setaffinity(tid, size_of_val(&mask), mask.as_ptr().cast()) };
+        if rc != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// What /proc says of a thread.
@@ -89,7 +166,8 @@ impl Entry {
         let text = fs::read_to_string(self.folder.join("cgroup")).ok()?;
         let kernel = self.flags & KERNEL_FLAGS != 0;
         let role = if tid == own { "main" } else { role(&self.comm) };
-        Some((Thread { tid, role, kernel, cgroup: by_controller(&text), comm: self.comm }, text))
+        let cgroup = by_controller(&text);
+        Some((Thread { tid, role, kernel, cgroup, comm: self.comm, folder: self.folder }, text))
     }
 }
 
@@ -164,6 +242,39 @@ mod tests {
             found.threads.iter().any(|thread| thread.tid == pid && thread.role == "main" && !thread.kernel)
         );
         assert!(found.strays.is_empty());
+    }
+
+    #[test]
+    fn our_own_load_is_seen() {
+        let (loads, roles) = loads().unwrap();
+        let own = loads.iter().find(|load| load.tid == std::process::id()).unwrap();
+        assert!(own.sched.run_usec.is_some(), "{own:?}");
+        assert_eq!(roles["main"].threads, 1);
+        assert_eq!(roles.values().map(|role| role.threads).sum::<usize>(), loads.len());
+    }
+
+    #[test]
+    fn threads_of_vcpus_are_pinned_by_their_number() {
+        let allowed = |folder: &str| -> CpuSet {
+            let status = fs::read_to_string(Path::new(folder).join("status")).unwrap();
+            let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+            list.parse().unwrap()
+        };
+        let all = allowed("/proc/thread-self");
+        let last: CpuSet = all.iter().last().into_iter().collect();
+        let (ready, go) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            let vcpu = std::thread::Builder::new().name("fc_vcpu 0".to_owned()).spawn_scoped(scope, || {
+                ready.wait();
+                go.wait();
+                allowed("/proc/thread-self")
+            });
+            ready.wait();
+            pin_vcpus(&last).unwrap();
+            go.wait();
+            assert_eq!(vcpu.unwrap().join().unwrap(), last);
+        });
+        assert_eq!(allowed("/proc/thread-self"), all, "the others are not");
     }
 
     #[test]

@@ -211,7 +211,7 @@ fn what_is_never_applied_is_said() {
     request.overhead = Some(serde_json::from_str(r#"{"cpu":{"burst":5},"pids":{"limit":5}}"#).unwrap());
     let plan = resolved(&fake.v2("/"), &request).unwrap();
     assert_eq!(
-        plan.unapplied,
+        plan.never,
         [
             "pids.limit of container 2 is never applied",
             "memory.swap of container 2 is never applied",

@@ -9,13 +9,7 @@ fn tree(dir: &std::path::Path) -> Tree {
         (kind, Door::open(dir.join(name)).unwrap())
     };
     Tree {
-        groups: Groups {
-            v2: true,
-            places: Vec::new(),
-            created: vec![dir.to_owned()],
-            unapplied: Vec::new(),
-            pending: Vec::new(),
-        },
+        groups: Groups { v2: true, places: Vec::new(), created: vec![dir.to_owned()] },
         joined: AtomicBool::new(false),
         needs_exec: true,
         doors: vec![

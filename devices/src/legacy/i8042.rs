@@ -7,6 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::keyboard::Keyboard;
 use super::{ExitKind, ExitSignal};
 use crate::bus::BusDevice;
+use crate::counter::{Counters, counters};
 
 mod keyboard;
 #[cfg(test)]
@@ -49,6 +50,21 @@ pub struct I8042 {
     awaiting: Option<u8>,
     /// The answer to the last command, until it is read.
     answer: Option<u8>,
+    counters: Arc<KeyboardCounters>,
+}
+
+counters! {
+    /// What the keyboard controller counts.
+    KeyboardCounters {
+        /// Reads of its ports.
+        read_count,
+        /// Writes to its ports.
+        write_count,
+        /// Accesses that it does not know.
+        error_count,
+        /// Resets that the guest asked for.
+        reset_count,
+    }
 }
 
 /// Bits of the status register.
@@ -112,7 +128,13 @@ impl I8042 {
             commanded: false,
             awaiting: None,
             answer: None,
+            counters: Arc::default(),
         }
+    }
+
+    /// What the controller counts, under Firecracker's names.
+    pub fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.counters) as _
     }
 
     /// Presses Ctrl, Alt and Del and lets them go. The guest may act on it or not.
@@ -191,7 +213,10 @@ impl I8042 {
             | command::WRITE_AUX => self.awaiting = Some(command),
             command::DISABLE_KEYBOARD => self.control |= control::KEYBOARD_DISABLED,
             command::ENABLE_KEYBOARD => self.control &= !control::KEYBOARD_DISABLED,
-            command::RESET => self.exit.raise(ExitKind::Reset),
+            command::RESET => {
+                self.counters.reset_count.inc();
+                self.exit.raise(ExitKind::Reset);
+            }
             _ => {}
         }
     }
@@ -213,18 +238,23 @@ impl I8042 {
 
 impl BusDevice for I8042 {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.counters.read_count.inc();
         match (offset, data) {
             (Self::DATA, [byte]) => {
                 *byte = self.data();
                 self.interrupt();
             }
             (Self::COMMAND, [byte]) => *byte = self.status(),
-            (_, data) => data.fill(0xff),
+            (_, data) => {
+                self.counters.error_count.inc();
+                data.fill(0xff);
+            }
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let &[byte] = data else { return };
+        self.counters.write_count.inc();
+        let &[byte] = data else { return self.counters.error_count.inc() };
         match (offset, self.awaiting.take()) {
             (Self::COMMAND, _) => {
                 self.commanded = true;
@@ -244,7 +274,7 @@ impl BusDevice for I8042 {
             // Not ours, so no parameter either.
             (_, awaiting) => {
                 self.awaiting = awaiting;
-                return;
+                return self.counters.error_count.inc();
             }
         }
         self.interrupt();

@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use resources::TokenBucket;
@@ -13,8 +12,25 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::limit::{Clock, Limited};
 use crate::bus::BusDevice;
+use crate::counter::{Counters, counters};
 
 mod limit;
+
+counters! {
+    /// What the serial port counts.
+    UartCounters {
+        /// Bytes that the guest read.
+        read_count,
+        /// Bytes that the guest sent.
+        write_count,
+        /// Bytes that the output did not take.
+        missed_write_count,
+        /// Accesses that no UART has, and interrupts that failed.
+        error_count,
+        /// Bytes beyond the limit.
+        rate_limiter_dropped_bytes,
+    }
+}
 
 /// A 16550A with its eight byte-wide ports (COM1: 0x3f8, IRQ 4).
 ///
@@ -43,8 +59,9 @@ impl Serial {
         clock: Clock,
     ) -> io::Result<Self> {
         let room = EventFd::new(EFD_NONBLOCK)?;
-        let observer = Arc::new(Observer { room, lost: AtomicU64::new(0) });
-        let output = Limited::new(output, limit, clock);
+        let counters = Arc::new(UartCounters::default());
+        let observer = Arc::new(Observer { room, counters: Arc::clone(&counters) });
+        let output = Limited::new(output, limit, clock, counters);
         Ok(Self { uart: vm_superio::Serial::with_events(Irq(irq), Arc::clone(&observer), output), observer })
     }
 
@@ -79,14 +96,9 @@ impl Serial {
         let _ = self.observer.room.read();
     }
 
-    /// How many bytes the output did not take.
-    pub fn lost_bytes(&self) -> u64 {
-        self.observer.lost.load(Ordering::Relaxed)
-    }
-
-    /// How many bytes were beyond the limit.
-    pub fn dropped_bytes(&self) -> u64 {
-        self.uart.writer().dropped()
+    /// What the port counts, under Firecracker's names.
+    pub fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.observer.counters) as _
     }
 }
 
@@ -94,16 +106,24 @@ impl BusDevice for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         match (u8::try_from(offset), data) {
             (Ok(offset), [byte]) => *byte = self.uart.read(offset),
-            (_, data) => data.fill(0xff),
+            (_, data) => {
+                self.observer.counters.error_count.inc();
+                data.fill(0xff);
+            }
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let (Ok(offset), &[byte]) = (u8::try_from(offset), data) {
-            match self.uart.write(offset, byte) {
-                // Lost output has been counted.
-                Ok(()) | Err(Error::IOError(_)) => {}
-                Err(error) => log::debug!("serial port: {error}"),
+        let result = match (u8::try_from(offset), data) {
+            (Ok(offset), &[byte]) => self.uart.write(offset, byte),
+            _ => return self.observer.counters.error_count.inc(),
+        };
+        match result {
+            // Lost output has been counted.
+            Ok(()) | Err(Error::IOError(_)) => {}
+            Err(error) => {
+                self.observer.counters.error_count.inc();
+                log::debug!("serial port: {error}");
             }
         }
     }
@@ -121,19 +141,24 @@ impl Trigger for Irq {
 
 struct Observer {
     room: EventFd,
-    lost: AtomicU64,
+    counters: Arc<UartCounters>,
 }
 
 impl SerialEvents for Observer {
-    fn buffer_read(&self) {}
+    fn buffer_read(&self) {
+        self.counters.read_count.inc();
+    }
 
-    fn out_byte(&self) {}
+    fn out_byte(&self) {
+        self.counters.write_count.inc();
+    }
 
     fn tx_lost_byte(&self) {
         // Once: the guest decides how many there are.
-        if self.lost.fetch_add(1, Ordering::Relaxed) == 0 {
+        if self.counters.missed_write_count.count() == 0 {
             log::warn!("serial port: the console's output does not take what the guest sends; it is lost");
         }
+        self.counters.missed_write_count.inc();
     }
 
     fn in_buffer_empty(&self) {

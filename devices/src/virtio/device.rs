@@ -11,6 +11,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::interrupt::Interrupt;
 use super::iovec::ChainError;
 use super::virtqueue::{QueueError, Virtqueue};
+use crate::counter::Counters;
 
 /// Guest memory as devices hold it: a handle whose map may be exchanged while the guest runs.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -98,9 +99,20 @@ pub trait VirtioDevice: Send + Any {
         log::debug!("ignored a write of {} bytes at {offset} to a read-only configuration space", data.len());
     }
 
+    /// Whether the configuration space is another since the last call, by what happened in an event. The generic
+    /// code then tells the driver.
+    fn config_changed(&mut self) -> bool {
+        false
+    }
+
     /// Who takes this device's kicks; the same for its whole life.
     fn server(&self) -> Server {
         Server::EventLoop
+    }
+
+    /// What this device counts, under Firecracker's names where it has them.
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::new(())
     }
 
     /// Descriptors besides the kicks; the same for the device's whole life. Registered once, on the device's

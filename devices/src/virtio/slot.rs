@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::device::{Activation, DeviceError, EventSource, Memory, Server, VirtioDevice};
 use super::interrupt::{Interrupt, Vector};
 use super::virtqueue::{Virtqueue, check_ring, signal};
+use crate::counter::{Counter, Counters, counters};
 
 /// How many failures of one device are worth a line in the log: a driver can cause as many as it likes.
 const LOGGED_FAILURES: u32 = 8;
@@ -33,6 +34,16 @@ struct Served {
     device: Box<dyn VirtioDevice>,
     life: Life,
     failures: u32,
+}
+
+counters! {
+    /// What went wrong with a device of any kind.
+    SlotCounters {
+        /// Drivers whose device could not be started.
+        activate_fails,
+        /// Started devices that could not go on.
+        event_fails,
+    }
 }
 
 /// A device, shared by its transport (vCPU threads) and its [`Worker`](super::worker::Worker).
@@ -59,6 +70,7 @@ pub struct Slot {
     memory: Memory,
     interrupt: Arc<dyn Interrupt>,
     server: Server,
+    counters: Arc<SlotCounters>,
 }
 
 impl Slot {
@@ -80,12 +92,18 @@ impl Slot {
             memory,
             interrupt,
             server,
+            counters: Arc::default(),
         })
     }
 
     /// The kick eventfd of each queue, in order of the index.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
+    }
+
+    /// What the device counts, and what is counted for it.
+    pub fn counters(&self) -> [Arc<dyn Counters>; 2] {
+        [self.lock().device.counters(), Arc::clone(&self.counters) as _]
     }
 
     /// Who takes the kicks.
@@ -113,12 +131,13 @@ impl Slot {
         let mut served = self.lock();
         let activation = match self.build(features, rings) {
             Ok(activation) => activation,
-            Err(error) => return self.fail(&mut served, &error),
+            Err(error) => return self.fail(&mut served, &error, &self.counters.activate_fails),
         };
         served.life = Life::Starting(activation);
         if let Err(source) = signal(&self.activation) {
             let doing = "waking the thread that serves the device".to_owned();
-            self.fail(&mut served, &DeviceError::Host { doing, source });
+            let error = DeviceError::Host { doing, source };
+            self.fail(&mut served, &error, &self.counters.activate_fails);
         }
     }
 
@@ -164,14 +183,19 @@ impl Slot {
         let device: &mut dyn Any = &mut *served.device;
         let result = change(device.downcast_mut::<D>()?);
         if served.device.config() != before {
-            self.generation.fetch_add(1, Ordering::SeqCst);
-            if let Life::Starting(_) | Life::Running(_) = served.life
-                && let Err(error) = self.interrupt.trigger(Vector::Config)
-            {
-                log::debug!("could not tell the driver of a change of its device: {error}");
-            }
+            self.config_changed(&served);
         }
         Some(result)
+    }
+
+    /// Tells the driver that the configuration space is another.
+    fn config_changed(&self, served: &Served) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        if let Life::Starting(_) | Life::Running(_) = served.life
+            && let Err(error) = self.interrupt.trigger(Vector::Config)
+        {
+            log::debug!("could not tell the driver of a change of its device: {error}");
+        }
     }
 
     /// Signalled when [`Self::start_pending`] has something to do.
@@ -191,7 +215,10 @@ impl Slot {
                 let enabled: Vec<bool> = activation.queues.iter().map(Option::is_some).collect();
                 // Running before the call: if it fails, the device is reset.
                 served.life = Life::Running(enabled.clone());
-                let mut result = served.device.start(activation);
+                if let Err(error) = served.device.start(activation) {
+                    return self.fail(&mut served, &error, &self.counters.activate_fails);
+                }
+                let mut result = Ok(());
                 if self.server == Server::EventLoop {
                     for (index, _) in enabled.iter().enumerate().filter(|(_, enabled)| **enabled) {
                         result = result.and_then(|()| served.device.queue_event(index));
@@ -225,13 +252,16 @@ impl Slot {
     }
 
     fn settle(&self, mut served: MutexGuard<'_, Served>, result: Result<(), DeviceError>) {
+        if served.device.config_changed() {
+            self.config_changed(&served);
+        }
         if let Err(error) = result {
-            self.fail(&mut served, &error);
+            self.fail(&mut served, &error, &self.counters.event_fails);
         }
     }
 
     /// The device cannot go on until the driver resets it.
-    fn fail(&self, served: &mut Served, error: &DeviceError) {
+    fn fail(&self, served: &mut Served, error: &DeviceError, counter: &Counter) {
         served.failures = served.failures.saturating_add(1);
         if served.failures <= LOGGED_FAILURES {
             let kind = served.device.device_type();
@@ -240,6 +270,7 @@ impl Slot {
         if let Life::Running(_) = std::mem::replace(&mut served.life, Life::Failed) {
             served.device.reset();
         }
+        counter.inc();
         self.needs_reset.store(true, Ordering::SeqCst);
         if let Err(error) = self.interrupt.trigger(Vector::Config) {
             log::debug!("could not tell the driver that its device needs a reset: {error}");

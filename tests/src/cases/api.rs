@@ -117,7 +117,7 @@ fn whole_life(ctx: &Ctx) -> Result<(), Failure> {
 }
 
 /// What pinctl prints.
-fn pinctl(ctx: &Ctx, socket: &Path, arguments: &[&str]) -> Result<String, Failure> {
+pub fn pinctl(ctx: &Ctx, socket: &Path, arguments: &[&str]) -> Result<String, Failure> {
     let output = Command::new(&ctx.pinctl).arg("--api-sock").arg(socket).args(arguments).output()?;
     check!(output.status.success(), "pinctl {arguments:?}: {output:?}");
     Ok(String::from_utf8(output.stdout)?)
@@ -130,6 +130,7 @@ fn devices(ctx: &Ctx) -> Result<(), Failure> {
         .mem_mib(512)
         .net(&tap, "172.30.6.2/24", "172.30.6.1")
         .set("/network-interfaces/0/vhost", json!("auto"))
+        .flag("--boot-timer")
         .steps("hello+net+rng+vsock+wait");
     let declared = machine.declaration();
     let (mut vm, api) = machine.serve()?;
@@ -142,7 +143,13 @@ fn devices(ctx: &Ctx) -> Result<(), Failure> {
     api.put("/entropy", &json!({}))?;
     api.put("/vsock", &json!({ "guest_cid": 3, "uds_path": vsock }))?;
     api.put("/balloon", &json!({ "amount_mib": 0, "deflate_on_oom": true, "stats_polling_interval_s": 1 }))?;
-    api.put("/mmds/config", &json!({ "network_interfaces": ["eth0"] }))?;
+    api.put("/mmds/config", &json!({ "version": "V2", "network_interfaces": ["eth0"] }))?;
+    // RDRAND: CPUID leaf 1, ECX bit 30.
+    let bits = json!({ "register": "ecx", "bitmap": format!("0bx0{}", "x".repeat(30)) });
+    api.put(
+        "/cpu-config",
+        &json!({ "cpuid_modifiers": [{ "leaf": "0x1", "subleaf": "0x0", "flags": 0, "modifiers": [bits] }] }),
+    )?;
     api.put("/mmds", &json!({ "latest": { "name": "pinfold", "tag": 1 } }))?;
     api.patch("/mmds", &json!({ "latest": { "tag": null, "color": "red" } }))?;
     check!(
@@ -155,8 +162,16 @@ fn devices(ctx: &Ctx) -> Result<(), Failure> {
     let line = vm.wait_for_guest("rng ")?;
     check!(line.starts_with("rng virtio_rng.0 bytes=32"), "the guest says `{line}`");
     vm.wait_for_guest("waiting")?;
-    let line = vm.ask("get latest/name")?;
-    check!(line == "get pinfold", "the guest says `{line}`");
+    for (order, answer) in [
+        ("token-get latest/name", "token-get pinfold"),
+        ("get latest/name", "get wget: server returned error: HTTP/1.1 401 Unauthorized"),
+        ("cpu rdrand", "cpu rdrand no"),
+        ("cpu sse2", "cpu sse2 yes"),
+        ("booted", "booted"),
+    ] {
+        let line = vm.ask(order)?;
+        check!(line == answer, "asked for `{order}` the guest says `{line}`");
+    }
 
     let listener = UnixListener::bind(format!("{}_77", vsock.display()))?;
     vm.send_line("send 77 hello from the guest")?;
@@ -188,10 +203,28 @@ fn devices(ctx: &Ctx) -> Result<(), Failure> {
     let text = fs::read_to_string(&metrics)?;
     let line: Value = serde_json::from_str(text.lines().next().unwrap_or_default())?;
     check!(line["vcpu"]["exit_mmio_write"].as_u64().is_some_and(|count| count > 0), "{line}");
-    check!(line["put_api_requests"]["actions_count"].as_u64().is_some_and(|count| count > 0), "{line}");
+    let told = |group: &str, name: &str| {
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter_map(|line| line[group][name].as_u64()).sum::<u64>()
+    };
+    for (group, name, least) in [
+        ("put_api_requests", "actions_count", 1),
+        ("entropy", "entropy_bytes", 32),
+        ("vsock", "conns_added", 1),
+        ("vsock", "tx_bytes_count", "hello from the guest".len() as u64),
+        ("balloon", "inflate_count", 1),
+        ("balloon", "discarded_bytes", 128 << 20),
+        ("balloon", "stats_updates_count", 1),
+        ("uart", "write_count", 100),
+        ("i8042", "write_count", 1),
+    ] {
+        check!(told(group, name) >= least, "{name} of {group} is {}", told(group, name));
+    }
+    check!(told("vsock", "activate_fails") == 0, "{text}");
     vm.send_line("poweroff")?;
     vm.expect_exit(0)?;
     let text = fs::read_to_string(&log)?;
+    check!(text.contains("Guest-boot-time = "), "the log holds `{text}`");
     check!(text.contains(":INFO") || text.contains(" INFO"), "the log holds `{text}`");
     // Firecracker leaves it, and its clients remove it.
     check!(vsock.exists(), "{} is gone", vsock.display());

@@ -4,13 +4,16 @@ mod api;
 mod bad_input;
 mod blk;
 mod boots;
+mod cgroup_live;
 mod demo;
 mod fctools;
+mod fs;
 mod host_selfcheck;
 mod kata;
 mod lab_selfcheck;
 mod net;
 mod own_base;
+mod pci;
 mod placement;
 mod readme;
 
@@ -30,10 +33,13 @@ pub fn all() -> Vec<&'static Case> {
         bad_input::CASES,
         api::CASES,
         fctools::CASES,
+        fs::CASES,
         kata::CASES,
         readme::CASES,
         own_base::CASES,
+        pci::CASES,
         placement::CASES,
+        cgroup_live::CASES,
     ]
     .into_iter()
     .flatten()

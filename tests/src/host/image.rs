@@ -47,7 +47,13 @@ pub fn host_image(kernel: Kernel) -> Result<HostImage, HostError> {
     let release = recipe::release(kernel);
     let digest = recipe::digest(
         &[
-            &[release.suite, release.kernel_suite(), recipe::HOST_PACKAGES, recipe::KERNEL_PACKAGES][..],
+            &[
+                release.suite,
+                release.kernel_suite(),
+                recipe::HOST_PACKAGES,
+                release.more_packages,
+                recipe::KERNEL_PACKAGES,
+            ][..],
             &[recipe::HOST_INITRD_INIT, recipe::AGENT_UNIT, recipe::START_JOB],
             &recipe::MASKED_UNITS[..],
             &recipe::LEFT_OUT[..],
@@ -185,7 +191,8 @@ fn build(
     {
         let _step = Step::new(format!("building the root file system of {}", release.name));
         debootstrap(release, &rootfs, &folder.join("apt.conf"), |command| {
-            command.arg("--variant=essential").arg(format!("--include={packages}"));
+            let packages = format!("--include={packages}{}", release.more_packages);
+            command.arg("--variant=essential").arg(packages);
             for pattern in recipe::LEFT_OUT {
                 command.arg(format!("--dpkgopt=path-exclude={pattern}"));
             }

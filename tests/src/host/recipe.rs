@@ -15,6 +15,8 @@ pub struct Release {
     pub security: &'static str,
     /// The suite that the kernel comes from, when it is not simply the newest of the release.
     pub kernel_from: Option<&'static str>,
+    /// Packages that only this host has, beside [`HOST_PACKAGES`].
+    pub more_packages: &'static str,
 }
 
 /// Kernel 6.1, systemd 252: both cgroup versions.
@@ -24,6 +26,7 @@ const DEBIAN_12: Release = Release {
     more: &[],
     security: "bookworm-security",
     kernel_from: None,
+    more_packages: "",
 };
 
 /// Kernel 7.x from backports, systemd 257: cgroup v2 alone.
@@ -33,6 +36,7 @@ const DEBIAN_13: Release = Release {
     more: &["trixie-backports"],
     security: "trixie-security",
     kernel_from: Some("trixie-backports"),
+    more_packages: ",virtiofsd",
 };
 
 /// The release that brings `kernel`.
@@ -84,15 +88,17 @@ pub const MASKED_UNITS: [&str; 10] = [
 /// Modules with which the host finds its root disk; ext4 is built in.
 pub const HOST_INITRD_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
-/// Modules of the guests.
-pub const GUEST_MODULES: [&str; 7] = [
+/// Modules of the guests. Init leaves those of file systems to the step that mounts one.
+pub const GUEST_MODULES: [&str; 9] = [
     "virtio_ring",
     "virtio_mmio",
+    "virtio_pci",
     "virtio_blk",
     "virtio_net",
     "vmw_vsock_virtio_transport",
     "virtio_rng",
     "virtio_balloon",
+    "virtiofs",
 ];
 
 /// Modules of the bench's guests: also those for the platforms of other VMMs.

@@ -24,6 +24,7 @@ pub struct Machine {
     config: Value,
     steps: String,
     extra_args: String,
+    flags: Vec<&'static str>,
     doors: Vec<File>,
     silent: bool,
 }
@@ -43,6 +44,7 @@ impl Machine {
             }),
             steps: "hello+poweroff".to_owned(),
             extra_args: String::new(),
+            flags: Vec::new(),
             doors: Vec::new(),
             silent: false,
         }
@@ -108,6 +110,12 @@ impl Machine {
         self
     }
 
+    /// Adds a flag to the command line.
+    pub fn flag(mut self, flag: &'static str) -> Self {
+        self.flags.push(flag);
+        self
+    }
+
     /// Launches from this cgroup, as a container runtime's daemon would.
     pub fn from_caller(mut self, caller: &Group) -> Result<Self, Failure> {
         self.doors = caller.doors()?;
@@ -124,7 +132,7 @@ impl Machine {
     pub fn start(self) -> Result<Running, Failure> {
         std::fs::write(&self.config_file, serde_json::to_vec_pretty(&self.declaration())?)?;
         let mut command = Command::new(&self.pinfold);
-        command.arg("--no-api").arg("--config-file").arg(&self.config_file);
+        command.arg("--no-api").arg("--config-file").arg(&self.config_file).args(&self.flags);
         Running::spawn(command, self.doors, self.silent)
     }
 
@@ -134,6 +142,7 @@ impl Machine {
         let socket = self.config_file.with_file_name("api.sock");
         let mut command = Command::new(&self.pinfold);
         command.arg("--api-sock").arg(&socket).arg("--cgroup").arg(self.config["cgroup"].to_string());
+        command.args(&self.flags);
         let running = Running::spawn(command, self.doors, self.silent)?;
         let api = Api::connect(&socket)
             .map_err(|failure| Failure(format!("{failure}; pinfold says: {}", running.errors())))?;

@@ -6,23 +6,32 @@ use ::devices::legacy::Serial;
 use ::devices::mmds::{Mmds, MmdsPort, Version};
 use ::devices::rate_limiter::{Bucket, LimiterConfig};
 use ::devices::virtio::balloon::{Balloon, BalloonConfig};
-use ::devices::virtio::block::{Block, BlockConfig, CacheType};
+use ::devices::virtio::block::{Block, BlockConfig, CacheType, IoEngine};
 use ::devices::virtio::device::VirtioDevice;
 use ::devices::virtio::net::{Net, NetConfig, VhostMode};
 use ::devices::virtio::rng::Rng;
+use ::devices::virtio::vhost_user::{Kind, VhostUser};
 use ::devices::virtio::vsock::{Vsock, VsockConfig};
-use resources::{Drive, MicrovmConfig, MmdsConfig, MmdsVersion, NetworkInterface, RateLimiter, TokenBucket};
+use resources::{
+    Drive, Fs, MicrovmConfig, MmdsConfig, MmdsVersion, NetworkInterface, RateLimiter, TokenBucket,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{DeviceError, Name};
 use crate::console::Output;
 use crate::sink;
+use crate::virtiofsd::Virtiofsd;
 
 /// A device that has no place yet.
 type Made = (Name, Box<dyn VirtioDevice>);
 
-/// The virtio devices that `config` declares, in the order in which the guest finds them.
-pub fn all(config: &MicrovmConfig, mmds: &Arc<Mutex<Mmds>>) -> Result<Vec<Made>, DeviceError> {
+/// The virtio devices that `config` declares, in the order in which the guest finds them. Processes that are started
+/// for them are put into `servers`.
+pub fn all(
+    config: &MicrovmConfig,
+    mmds: &Arc<Mutex<Mmds>>,
+    servers: &mut Vec<Virtiofsd>,
+) -> Result<Vec<Made>, DeviceError> {
     let mut all: Vec<Made> = Vec::new();
     // The root drive is the first disk: the kernel is told that it is /dev/vda.
     let (root, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
@@ -36,6 +45,9 @@ pub fn all(config: &MicrovmConfig, mmds: &Arc<Mutex<Mmds>>) -> Result<Vec<Made>,
             .filter(|mmds| mmds.network_interfaces.contains(&interface.iface_id))
             .map(|config| MmdsPort::new(Arc::clone(mmds), config.ipv4_address));
         all.push((Name::Network(interface.iface_id.clone()), Box::new(net(interface, port)?)));
+    }
+    for section in &config.fs {
+        all.push((Name::Fs(section.tag.clone()), Box::new(fs(section, servers)?)));
     }
     if let Some(vsock) = &config.vsock {
         let config = VsockConfig { guest_cid: vsock.guest_cid.into(), uds_path: vsock.uds_path.clone() };
@@ -103,9 +115,30 @@ fn block(drive: &Drive) -> Result<Block, DeviceError> {
             resources::CacheType::Unsafe => CacheType::Unsafe,
             resources::CacheType::Writeback => CacheType::Writeback,
         },
+        engine: match drive.io_engine {
+            resources::IoEngine::Sync => IoEngine::Sync,
+            resources::IoEngine::Async => IoEngine::Async,
+        },
+        queues: drive.queues.into(),
         limiter: limiter(drive.rate_limiter),
     };
     Block::new(config).map_err(|source| DeviceError::Drive { id, source })
+}
+
+fn fs(fs: &Fs, servers: &mut Vec<Virtiofsd>) -> Result<VhostUser, DeviceError> {
+    let tag = fs.tag.to_string();
+    let kind = Kind::Fs { tag: tag.clone() };
+    let connected = match (&fs.socket, &fs.shared_dir) {
+        (None, Some(folder)) => {
+            let started = Virtiofsd::start(folder);
+            let (server, door) =
+                started.map_err(|source| DeviceError::Server { tag: tag.clone(), source })?;
+            servers.push(server);
+            VhostUser::connect(kind, door.path().to_owned())
+        }
+        (socket, _) => VhostUser::connect(kind, socket.clone().unwrap_or_default()),
+    };
+    connected.map_err(|source| DeviceError::Fs { tag, source })
 }
 
 fn net(interface: &NetworkInterface, mmds: Option<MmdsPort>) -> Result<Net, DeviceError> {
@@ -120,6 +153,7 @@ fn net(interface: &NetworkInterface, mmds: Option<MmdsPort>) -> Result<Net, Devi
             resources::VhostMode::On => VhostMode::On,
             resources::VhostMode::Off => VhostMode::Off,
         },
+        queues: interface.queues,
         rx_limiter: limiter(interface.rx_rate_limiter),
         tx_limiter: limiter(interface.tx_rate_limiter),
         mmds,

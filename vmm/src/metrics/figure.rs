@@ -1,52 +1,34 @@
-//! The two kinds of figures, and groups of them.
+//! Figures of this process, and groups of them.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use ::devices::counter;
 use serde::{Serialize, Serializer};
 
 /// Counts what happens. Each line of metrics tells by how much it grew since the last line that was written.
 #[derive(Debug)]
-pub struct Counter {
-    total: AtomicU64,
-    /// The total that the line holds which is being written.
-    told: AtomicU64,
-    /// The total at the last line that was written.
-    settled: AtomicU64,
-}
+pub struct Counter(counter::Counter);
 
 impl Counter {
     pub const fn new() -> Self {
-        Self { total: AtomicU64::new(0), told: AtomicU64::new(0), settled: AtomicU64::new(0) }
+        Self(counter::Counter::new())
     }
+}
 
-    /// It happened once more.
-    pub fn inc(&self) {
-        self.total.fetch_add(1, Relaxed);
-    }
+impl Deref for Counter {
+    type Target = counter::Counter;
 
-    /// How often it has happened since the start of the process.
-    pub fn count(&self) -> u64 {
-        self.total.load(Relaxed)
-    }
-
-    /// Takes a total that was counted elsewhere.
-    pub(super) fn set_total(&self, total: u64) {
-        self.total.store(total, Relaxed);
-    }
-
-    /// The line that the counter was serialised for has been written.
-    pub(super) fn settle(&self) {
-        self.settled.store(self.told.load(Relaxed), Relaxed);
+    fn deref(&self) -> &counter::Counter {
+        &self.0
     }
 }
 
 impl Serialize for Counter {
     /// Tells the growth. One thread at a time does this.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let total = self.count();
-        self.told.store(total, Relaxed);
-        serializer.serialize_u64(total.wrapping_sub(self.settled.load(Relaxed)))
+        serializer.serialize_u64(self.tell())
     }
 }
 

@@ -1,8 +1,10 @@
 use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use ::devices::counter::Counters;
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use serde_json::{Value, json};
 
@@ -122,6 +124,41 @@ fn exits_of_all_vcpus_are_added_up() {
     };
     let told: Vec<_> = read(&path).iter().map(told).collect();
     assert_eq!(told, [[4000, 400, 40, 4].map(Value::from), [0, 0, 0, 1].map(Value::from)]);
+}
+
+/// Counters of the form that devices have.
+#[derive(Debug, Default)]
+struct Blocks(::devices::counter::Counter);
+
+impl Counters for Blocks {
+    fn each(&self, visit: &mut dyn FnMut(&'static str, &::devices::counter::Counter)) {
+        visit("read_bytes", &self.0);
+    }
+}
+
+#[test]
+fn devices_have_their_own_groups_and_one_for_their_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("metrics");
+    let metrics = metrics();
+    let writer = Writer::new(metrics, config(&path)).unwrap();
+    let [root, data] = [(); 2].map(|()| Arc::new(Blocks::default()));
+    metrics.devices.add("block", Some("root".to_owned()), Arc::clone(&root) as _);
+    metrics.devices.add("block", Some("data".to_owned()), Arc::clone(&data) as _);
+    metrics.devices.add("vsock", None, Arc::new(()));
+    root.0.add(4096);
+    data.0.add(512);
+    writer.flush().unwrap();
+    data.0.add(1);
+    writer.flush().unwrap();
+    metrics.devices.clear();
+    writer.flush().unwrap();
+    let lines = read(&path);
+    let told =
+        |line: &Value| ["block", "block_root", "block_data"].map(|group| line[group]["read_bytes"].clone());
+    assert_eq!(told(&lines[0]), [4608, 4096, 512].map(Value::from));
+    assert_eq!(told(&lines[1]), [1, 0, 1].map(Value::from));
+    assert_eq!(told(&lines[2]), [const { Value::Null }; 3]);
 }
 
 #[test]

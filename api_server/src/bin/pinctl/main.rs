@@ -1,11 +1,14 @@
 //! `pinctl`: the command line of a microVM's API.
 
+mod groups;
 mod show;
+mod stats;
 
 use std::error::Error;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use api_server::{Client, Method};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -40,6 +43,33 @@ enum Command {
     Threads,
     /// What the microVM was declared to be
     Config,
+    /// The containers whose sum is the microVM's share
+    #[command(subcommand)]
+    Container(Container),
+    /// What the groups used and waited for, in all and over a moment
+    Stats {
+        /// Seconds over which shares are measured
+        #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+        interval: f64,
+    },
+    /// The same again and again, with each thread
+    Top {
+        /// Seconds between one and the next
+        #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+        interval: f64,
+        /// How often; without it until it is interrupted
+        #[arg(long)]
+        count: Option<u64>,
+    },
+    /// Processes killed for memory and memory at its limit, in the group and those above it
+    Events {
+        /// Only those with a higher number
+        #[arg(long, default_value_t = 0)]
+        since: u64,
+        /// Wait for more until it is interrupted
+        #[arg(long)]
+        follow: bool,
+    },
     /// Stop the vCPUs
     Pause,
     /// Let the vCPUs go on
@@ -73,6 +103,37 @@ enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Container {
+    /// Add a container, or change it; the limits follow
+    Add {
+        /// Its id
+        id: String,
+        /// How many CPUs it may use, such as 0.5
+        #[arg(long, value_parser = groups::quota)]
+        cpus: Option<i64>,
+        /// Its weight: 1024 is that of one that says nothing
+        #[arg(long)]
+        cpu_shares: Option<u64>,
+        /// The CPUs that it may run on, such as 0-3,7
+        #[arg(long)]
+        cpuset_cpus: Option<String>,
+        /// The memory that it may use, in bytes or with a K, M or G for 1024, 1024^2 or 1024^3 of them
+        #[arg(long, value_parser = groups::bytes)]
+        memory: Option<i64>,
+        /// OCI LinuxResources instead of all these; - for standard input
+        #[arg(long, conflicts_with_all = ["cpus", "cpu_shares", "cpuset_cpus", "memory"])]
+        resources: Option<String>,
+    },
+    /// Remove a container; the limits follow
+    Rm {
+        /// Its id
+        id: String,
+    },
+    /// The containers, and the limits that their sum makes
+    List,
+}
+
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
@@ -96,6 +157,23 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let (reply, show): (_, fn(&Value) -> String) = match &args.command {
         Command::Threads => (get("/cgroup/threads")?, show::threads),
         Command::Config => (get("/vm/config")?, show::config),
+        Command::Container(Container::List) => (get("/cgroup")?, groups::containers),
+        Command::Container(Container::Rm { id }) => {
+            let path = format!("/cgroup/containers/{id}");
+            (client.request(&Method::DELETE, &path, None)?, show::pretty)
+        }
+        Command::Container(Container::Add { id, cpus, cpu_shares, cpuset_cpus, memory, resources }) => {
+            let resources = match resources {
+                Some(given) => serde_json::from_str(&text(given)?)
+                    .map_err(|error| format!("--resources is no JSON: {error}"))?,
+                None => groups::resources(*cpus, *cpu_shares, cpuset_cpus.as_deref(), *memory),
+            };
+            let body = json!({ "id": id, "resources": resources });
+            (send(Method::PUT, &format!("/cgroup/containers/{id}"), body)?, show::pretty)
+        }
+        Command::Stats { interval } => return watch(args, &client, *interval, Some(1)),
+        Command::Top { interval, count } => return watch(args, &client, *interval, *count),
+        Command::Events { since, follow } => return events(args, &client, *since, *follow),
         Command::Pause => (send(Method::PATCH, "/vm", json!({ "state": "Paused" }))?, show::pretty),
         Command::Resume => (send(Method::PATCH, "/vm", json!({ "state": "Resumed" }))?, show::pretty),
         Command::Stop => {
@@ -117,6 +195,53 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     print(&if args.json { format!("{reply}\n") } else { show(&reply) })?;
     let strays = matches!(args.command, Command::Threads) && show::has_strays(&reply);
     Ok(if strays { ExitCode::from(STRAYS) } else { ExitCode::SUCCESS })
+}
+
+/// Shows statistics `count` times, or for ever.
+fn watch(
+    args: &Args,
+    client: &Client,
+    interval: f64,
+    count: Option<u64>,
+) -> Result<ExitCode, Box<dyn Error>> {
+    let sample = || client.request(&Method::GET, "/cgroup/stats", None).map(Option::unwrap_or_default);
+    let threads = matches!(args.command, Command::Top { .. });
+    let mut before = sample()?;
+    let mut shown = 0;
+    while count.is_none_or(|count| shown < count) {
+        std::thread::sleep(Duration::from_secs_f64(interval));
+        let now = sample()?;
+        let page = stats::page(&before, &now, threads);
+        // Each page of a terminal's starts at its top.
+        let clear = if threads && !args.json && io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+        print(&if args.json { format!("{now}\n") } else { format!("{clear}{page}") })?;
+        before = now;
+        shown += 1;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows events, and waits for more where asked to.
+fn events(args: &Args, client: &Client, since: u64, follow: bool) -> Result<ExitCode, Box<dyn Error>> {
+    let (mut since, mut timeout) = (since, 0);
+    loop {
+        let path = format!("/cgroup/events?since={since}&timeout_ms={timeout}");
+        let reply = client.request(&Method::GET, &path, None)?.unwrap_or_default();
+        print(&if args.json { format!("{reply}\n") } else { groups::events(&reply, timeout == 0) })?;
+        if !follow {
+            return Ok(ExitCode::SUCCESS);
+        }
+        since = reply["last_id"].as_u64().unwrap_or(since);
+        timeout = 20_000;
+    }
+}
+
+/// A time that makes sense between two looks.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("give 0.1 to 3600 seconds".to_owned()),
+    }
 }
 
 /// A body as it was given.

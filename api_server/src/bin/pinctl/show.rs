@@ -8,14 +8,15 @@ pub fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-fn table(header: &[&str]) -> Table {
+/// An empty table.
+pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
     table
 }
 
 /// Without the spaces that fill up the last column.
-fn text(table: &Table) -> String {
+pub fn text(table: &Table) -> String {
     table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
@@ -42,7 +43,8 @@ pub fn threads(reply: &Value) -> String {
     text(&table) + &count + "\n"
 }
 
-fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+/// The members of a list.
+pub fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().map_or(&[], Vec::as_slice)
 }
 
@@ -105,7 +107,7 @@ fn flatten(path: String, value: &Value, row: &mut impl FnMut(String, String)) {
 }
 
 /// A value without quotes. What comes from others may hold anything: control characters would reach the terminal.
-fn plain(value: &Value) -> String {
+pub fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
         other => other.to_string(),

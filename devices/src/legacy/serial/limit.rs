@@ -1,9 +1,12 @@
 //! How much a guest may send.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 use resources::TokenBucket;
+
+use super::UartCounters;
 
 /// The time, which tests make up.
 pub(super) type Clock = Box<dyn Fn() -> Instant + Send>;
@@ -13,20 +16,20 @@ pub(super) type Clock = Box<dyn Fn() -> Instant + Send>;
 pub(super) struct Limited {
     output: Box<dyn Write + Send>,
     bucket: Option<(Bucket, Clock)>,
-    dropped: u64,
+    counters: Arc<UartCounters>,
 }
 
 impl Limited {
     /// An output for all bytes, if there is no limit or one of nothing.
-    pub fn new(output: Box<dyn Write + Send>, limit: Option<TokenBucket>, clock: Clock) -> Self {
+    pub fn new(
+        output: Box<dyn Write + Send>,
+        limit: Option<TokenBucket>,
+        clock: Clock,
+        counters: Arc<UartCounters>,
+    ) -> Self {
         let limit = limit.filter(|limit| !limit.is_unlimited());
         let bucket = limit.map(|limit| (Bucket::new(limit, clock()), clock));
-        Self { output, bucket, dropped: 0 }
-    }
-
-    /// How many bytes found no token.
-    pub fn dropped(&self) -> u64 {
-        self.dropped
+        Self { output, bucket, counters }
     }
 }
 
@@ -37,12 +40,12 @@ impl Write for Limited {
             && !bucket.take(clock())
         {
             // Once: the guest decides how many there are.
-            if self.dropped == 0 {
+            if self.counters.rate_limiter_dropped_bytes.count() == 0 {
                 log::warn!(
                     "serial port: the guest sends more than its rate limiter allows; the rest is lost"
                 );
             }
-            self.dropped = self.dropped.saturating_add(1);
+            self.counters.rate_limiter_dropped_bytes.inc();
             return Ok(1);
         }
         // A token is a byte.

@@ -53,7 +53,7 @@ fn output_arrives() {
         serial.write(DATA, &[*byte]);
     }
     assert_eq!(*output.0.lock().unwrap(), b"login: ");
-    assert_eq!(serial.lost_bytes(), 0);
+    assert_eq!(serial.observer.counters.missed_write_count.count(), 0);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn output_that_is_not_taken_is_counted_and_the_interrupt_still_comes() {
     serial.write(DATA, b"x");
     assert!(irq.read().is_ok());
     serial.write(DATA, b"y");
-    assert_eq!(serial.lost_bytes(), 2);
+    assert_eq!(serial.observer.counters.missed_write_count.count(), 2);
     assert_ne!(read(&mut serial, LSR) & 0x20, 0, "the transmitter is ready");
 }
 
@@ -139,7 +139,13 @@ fn what_is_beyond_the_limit_is_dropped_and_counted() {
     let (mut serial, now) = limited(output.clone(), limit);
     send(&mut serial, b"0123456789");
     assert_eq!(*output.0.lock().unwrap(), b"012345", "the burst and the bucket");
-    assert_eq!((serial.dropped_bytes(), serial.lost_bytes()), (4, 0));
+    assert_eq!(
+        (
+            serial.observer.counters.rate_limiter_dropped_bytes.count(),
+            serial.observer.counters.missed_write_count.count()
+        ),
+        (4, 0)
+    );
 
     *now.lock().unwrap() += Duration::from_millis(500);
     send(&mut serial, b"abcd");
@@ -148,7 +154,7 @@ fn what_is_beyond_the_limit_is_dropped_and_counted() {
     *now.lock().unwrap() += Duration::from_hours(1_000_000);
     send(&mut serial, b"ABCDEFG");
     assert_eq!(*output.0.lock().unwrap(), b"012345abABCD");
-    assert_eq!(serial.dropped_bytes(), 4 + 2 + 3);
+    assert_eq!(serial.observer.counters.rate_limiter_dropped_bytes.count(), 4 + 2 + 3);
 }
 
 #[test]
@@ -164,7 +170,7 @@ fn tokens_come_back_however_often_bytes_come() {
         send(&mut serial, b"x");
     }
     assert_eq!(output.0.lock().unwrap().len(), 3 + 30);
-    assert_eq!(serial.dropped_bytes(), 1 + 10_000 - 30);
+    assert_eq!(serial.observer.counters.rate_limiter_dropped_bytes.count(), 1 + 10_000 - 30);
     // A clock that goes back gives nothing.
     *now.lock().unwrap() -= Duration::from_micros(500);
     send(&mut serial, b"x");
@@ -181,7 +187,7 @@ fn limits_of_any_size() {
         *now.lock().unwrap() += Duration::from_hours(1_000_000);
         send(&mut serial, b"cd");
         assert_eq!(*output.0.lock().unwrap(), b"abcd");
-        assert_eq!(serial.dropped_bytes(), 0);
+        assert_eq!(serial.observer.counters.rate_limiter_dropped_bytes.count(), 0);
     }
     // The same without the burst, which comes first.
     let limit = TokenBucket { size: u64::MAX, refill_time: u64::MAX, one_time_burst: None };

@@ -3,8 +3,9 @@
 use std::io;
 use std::ops::Range;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use super::BalloonCounters;
 use crate::virtio::iovec::{ChainBuffers, ChainError, ChainIovecs};
 use crate::virtio::virtqueue::{Chain, QueueError, Virtqueue, signal};
 
@@ -41,13 +42,12 @@ pub(super) struct DiscardQueue {
     /// What is left of it: guest memory, in whole pages.
     ranges: Vec<Range<u64>>,
     numbers: Vec<u32>,
-    failed_before: bool,
 }
 
 impl DiscardQueue {
     /// A queue that has just been enabled.
     pub(super) fn new(queue: Virtqueue, naming: Naming) -> Self {
-        Self { queue, naming, head: None, ranges: Vec::new(), numbers: Vec::new(), failed_before: false }
+        Self { queue, naming, head: None, ranges: Vec::new(), numbers: Vec::new() }
     }
 
     /// Index of the queue in its device.
@@ -60,11 +60,13 @@ impl DiscardQueue {
         &mut self,
         memory: &GuestMemoryMmap,
         iovecs: &mut ChainIovecs,
+        counters: &BalloonCounters,
     ) -> Result<(), QueueError> {
         for _ in 0..STEPS {
             if let Some(piece) = next_piece(&mut self.ranges) {
-                if let Err(error) = discard(memory, &piece) {
-                    self.report(&piece, &error);
+                match discard(memory, &piece) {
+                    Ok(()) => counters.discarded_bytes.add(piece.end - piece.start),
+                    Err(error) => report(counters, &piece, &error),
                 }
                 continue;
             }
@@ -133,13 +135,13 @@ impl DiscardQueue {
             log::debug!("balloon: {outside} ranges reported as free are not in guest memory");
         }
     }
+}
 
-    /// Logs a failure of the host's; only the first one loudly, because the guest may repeat it at will.
-    fn report(&mut self, piece: &Range<u64>, error: &io::Error) {
-        let level = if self.failed_before { log::Level::Debug } else { log::Level::Warn };
-        self.failed_before = true;
-        log::log!(level, "balloon: could not give guest memory {piece:#x?} back to the host: {error}");
-    }
+/// Logs a failure of the host's; only the first one loudly, because the guest may repeat it at will.
+fn report(counters: &BalloonCounters, piece: &Range<u64>, error: &io::Error) {
+    let level = if counters.discard_fails.count() > 0 { log::Level::Debug } else { log::Level::Warn };
+    counters.discard_fails.inc();
+    log::log!(level, "balloon: could not give guest memory {piece:#x?} back to the host: {error}");
 }
 
 /// Copies the page numbers in the readable part of `buffers`.
@@ -175,17 +177,18 @@ pub(super) fn next_piece(ranges: &mut Vec<Range<u64>>) -> Option<Range<u64>> {
 }
 
 /// Gives the host's memory behind `range`, whole pages of guest memory, back. The range then reads as zeros,
-/// until the guest writes to it again. (Memory shared with another process, a memfd, would need a hole
-/// punched instead: here is the place for it.)
+/// until the guest writes to it again. In memory that is shared with another process it is a hole.
 fn discard(memory: &GuestMemoryMmap, range: &Range<u64>) -> io::Result<()> {
     let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+    let shared = memory.iter().any(|region| region.file_offset().is_some());
+    let advice = if shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
     for slice in memory.get_slices(GuestAddress(range.start), len) {
         let slice = slice.map_err(io::Error::other)?;
         let pointer = slice.ptr_guard_mut();
         // SAFETY: the slice is guest memory, kept mapped by the borrow of `memory`; it becomes zeros as if the
         // guest had written them, and nobody makes Rust references to it. The kernel takes whole pages only,
         // and the last page of a mapping belongs to it even if the region ends within.
-        let result = unsafe { libc::madvise(pointer.as_ptr().cast(), slice.len(), libc::MADV_DONTNEED) };
+        let result = unsafe { libc::madvise(pointer.as_ptr().cast(), slice.len(), advice) };
         if result != 0 {
             return Err(io::Error::last_os_error());
         }

@@ -6,6 +6,7 @@ mod stats;
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
@@ -19,6 +20,7 @@ use stats::StatsPoll;
 use super::device::{Activation, DeviceError, EventSource, Memory, VirtioDevice};
 use super::iovec::ChainIovecs;
 use super::virtqueue::Virtqueue;
+use crate::counter::{Counters, counters};
 
 /// Index of the queue that names pages which the guest does without.
 const INFLATE: usize = 0;
@@ -86,6 +88,26 @@ pub struct BalloonConfig {
     pub free_page_reporting: bool,
 }
 
+counters! {
+    /// What the balloon counts.
+    BalloonCounters {
+        /// Kicks of the queue that names pages for the balloon.
+        inflate_count,
+        /// Kicks of the queue that takes pages back.
+        deflate_count,
+        /// Statistics that came.
+        stats_updates_count,
+        /// Statistics that cannot be read.
+        stats_update_fails,
+        /// Kicks of the queue that reports free pages.
+        free_page_report_count,
+        /// Bytes given back to the host, from the balloon or because they were reported free.
+        discarded_bytes,
+        /// Pieces of memory that the host did not take back.
+        discard_fails,
+    }
+}
+
 /// A virtio memory balloon.
 ///
 /// Pages in the balloon, and pages reported as free, go back to the host with MADV_DONTNEED and read as zeros
@@ -100,6 +122,7 @@ pub struct Balloon {
     stats: Option<StatsPoll>,
     iovecs: ChainIovecs,
     running: Option<Running>,
+    counters: Arc<BalloonCounters>,
 }
 
 struct Running {
@@ -129,8 +152,15 @@ impl Balloon {
             queues = QUEUE_SIZES.len();
         }
         let space = [0; CONFIG_LEN];
-        let mut balloon =
-            Self { features, config: space, queues, stats, iovecs: ChainIovecs::new(), running: None };
+        let mut balloon = Self {
+            features,
+            config: space,
+            queues,
+            stats,
+            iovecs: ChainIovecs::new(),
+            running: None,
+            counters: Arc::default(),
+        };
         balloon.set_amount_mib(config.amount_mib)?;
         Ok(balloon)
     }
@@ -212,6 +242,10 @@ impl VirtioDevice for Balloon {
         }
     }
 
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.counters) as _
+    }
+
     fn event_sources(&self) -> Vec<EventSource> {
         self.stats.iter().map(StatsPoll::event_source).collect()
     }
@@ -243,13 +277,22 @@ impl VirtioDevice for Balloon {
         let Some(Running { memory, inflate, deflate, reporting }) = &mut self.running else {
             return Ok(());
         };
-        let memory = memory.memory();
+        let (memory, iovecs, counters) = (memory.memory(), &mut self.iovecs, &self.counters);
         match (index, reporting, &mut self.stats) {
-            (INFLATE, _, _) => inflate.serve(&memory, &mut self.iovecs)?,
+            (INFLATE, _, _) => {
+                counters.inflate_count.inc();
+                inflate.serve(&memory, iovecs, counters)?;
+            }
             // Nothing to do: a page comes back when it is touched.
-            (DEFLATE, _, _) => deflate.serve(&memory, |_| 0)?,
-            (_, Some(queue), _) if queue.index() == index => queue.serve(&memory, &mut self.iovecs)?,
-            (_, _, Some(stats)) => stats.receive(index, &memory, &mut self.iovecs)?,
+            (DEFLATE, _, _) => {
+                counters.deflate_count.inc();
+                deflate.serve(&memory, |_| 0)?;
+            }
+            (_, Some(queue), _) if queue.index() == index => {
+                counters.free_page_report_count.inc();
+                queue.serve(&memory, iovecs, counters)?;
+            }
+            (_, _, Some(stats)) => stats.receive(index, &memory, iovecs, counters)?,
             _ => log::debug!("balloon: unexpected kick of queue {index}"),
         }
         Ok(())

@@ -10,7 +10,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::BalloonError;
+use super::{BalloonCounters, BalloonError};
 use crate::virtio::device::{DeviceError, EventSource};
 use crate::virtio::iovec::{ChainBuffers, ChainError, ChainIovecs};
 use crate::virtio::virtqueue::{QueueError, Virtqueue, signal};
@@ -173,6 +173,7 @@ impl StatsPoll {
         index: usize,
         memory: &GuestMemoryMmap,
         iovecs: &mut ChainIovecs,
+        counters: &BalloonCounters,
     ) -> Result<(), QueueError> {
         let Some(queue) = self.queue.as_mut().filter(|queue| usize::from(queue.index()) == index) else {
             return Ok(());
@@ -181,8 +182,14 @@ impl StatsPoll {
             if let Some(chain) = queue.pop(memory)? {
                 let head = chain.head_index();
                 match iovecs.fill(chain, memory).and_then(|buffers| Stats::parse(&buffers)) {
-                    Ok(stats) => self.latest = stats,
-                    Err(error) => log::debug!("balloon: statistics: {error}"),
+                    Ok(stats) => {
+                        counters.stats_updates_count.inc();
+                        self.latest = stats;
+                    }
+                    Err(error) => {
+                        counters.stats_update_fails.inc();
+                        log::debug!("balloon: statistics: {error}");
+                    }
                 }
                 // One is enough to ask with.
                 if let Some(older) = self.held.replace(head) {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
@@ -13,6 +14,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::device::{Activation, DeviceError, EventSource, Memory, VirtioDevice};
 use super::iovec::{ChainBuffers, ChainIovecs};
 use super::virtqueue::{Turn, Virtqueue};
+use crate::counter::{Counters, counters};
 use crate::rate_limiter::{LimiterConfig, RateLimiter};
 
 /// Descriptors in the request queue. A turn of the event loop serves at most as many requests, so with
@@ -42,12 +44,30 @@ pub enum RngError {
     },
 }
 
+counters! {
+    /// What the entropy device counts.
+    EntropyCounters {
+        /// Kicks of the queue.
+        entropy_event_count,
+        /// Requests that cannot be followed.
+        entropy_event_fails,
+        /// Bytes given.
+        entropy_bytes,
+        /// Requests that the host had no bytes for.
+        host_rng_fails,
+        /// Requests that had to wait for the limiter.
+        entropy_rate_limiter_throttled,
+        /// Times that the limiter let waiting requests go on.
+        rate_limiter_event_count,
+    }
+}
+
 /// A virtio entropy device.
 pub struct Rng {
     iovecs: ChainIovecs,
     running: Option<Running>,
     limiter: RateLimiter,
-    failed_before: bool,
+    counters: Arc<EntropyCounters>,
 }
 
 struct Running {
@@ -64,7 +84,7 @@ impl Rng {
         // SAFETY: the piece is `byte`, which nobody else refers to here.
         unsafe { fill(piece) }.map_err(|source| RngError::Host { source })?;
         let limiter = RateLimiter::new(limits).map_err(|source| RngError::Limiter { source })?;
-        Ok(Self { iovecs: ChainIovecs::new(), running: None, limiter, failed_before: false })
+        Ok(Self { iovecs: ChainIovecs::new(), running: None, limiter, counters: Arc::default() })
     }
 
     /// Serves what is available, as far as the limiter goes.
@@ -80,15 +100,19 @@ impl Rng {
             let buffers = self.iovecs.fill(chain, &memory);
             let len = buffers.as_ref().map_or(0, |buffers| buffers.writable_len().min(REQUEST_MAX));
             if !self.limiter.consume(1, len.into()) {
+                self.counters.entropy_rate_limiter_throttled.inc();
                 return Turn::Held;
             }
-            Turn::Used(match buffers {
-                Ok(buffers) => serve(&buffers, &mut self.failed_before),
+            let written = match buffers {
+                Ok(buffers) => serve(&buffers, &self.counters),
                 Err(error) => {
+                    self.counters.entropy_event_fails.inc();
                     log::debug!("entropy: {error}");
                     0
                 }
-            })
+            };
+            self.counters.entropy_bytes.add(written.into());
+            Turn::Used(written)
         })?;
         Ok(())
     }
@@ -111,6 +135,10 @@ impl VirtioDevice for Rng {
         &[]
     }
 
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.counters) as _
+    }
+
     fn start(&mut self, activation: Activation) -> Result<(), DeviceError> {
         let queue = activation
             .queues
@@ -127,10 +155,12 @@ impl VirtioDevice for Rng {
     }
 
     fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {
+        self.counters.entropy_event_count.inc();
         self.serve()
     }
 
     fn source_event(&mut self, _fd: RawFd) -> Result<(), DeviceError> {
+        self.counters.rate_limiter_event_count.inc();
         self.limiter.event();
         self.serve()
     }
@@ -142,9 +172,10 @@ impl VirtioDevice for Rng {
 }
 
 /// Fills `buffers` up to [`REQUEST_MAX`] and returns the number of bytes.
-fn serve(buffers: &ChainBuffers<'_>, failed_before: &mut bool) -> u32 {
+fn serve(buffers: &ChainBuffers<'_>, counters: &EntropyCounters) -> u32 {
     // Virtio 1.2, section 5.4.6.1: a driver lends no readable buffers.
     if buffers.readable_len() > 0 {
+        counters.entropy_event_fails.inc();
         log::debug!("entropy: a request has a buffer that cannot be written");
         return 0;
     }
@@ -154,8 +185,9 @@ fn serve(buffers: &ChainBuffers<'_>, failed_before: &mut bool) -> u32 {
         // Rust references to it.
         if let Err(error) = unsafe { fill(piece) } {
             // Only the first one loudly, because the guest may repeat it at will.
-            let level = if *failed_before { log::Level::Debug } else { log::Level::Warn };
-            *failed_before = true;
+            let level =
+                if counters.host_rng_fails.count() > 0 { log::Level::Debug } else { log::Level::Warn };
+            counters.host_rng_fails.inc();
             log::log!(level, "entropy: could not get random bytes from the host: {error}");
             break;
         }

@@ -26,6 +26,7 @@ mod socket;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -42,6 +43,7 @@ use socket::ListenerFile;
 use super::device::{Activation, DeviceError, EventSource, Memory, VirtioDevice};
 use super::iovec::ChainIovecs;
 use super::virtqueue::{QueueError, Virtqueue, signal};
+use crate::counter::{Counters, counters};
 
 /// Index of the queue that packets to the guest travel on.
 const RX: usize = 0;
@@ -90,6 +92,36 @@ pub struct VsockConfig {
     /// Where to listen for the host's programs. Must not exist; its name with `_PORT` behind it is where they
     /// listen for the guest's.
     pub uds_path: PathBuf,
+}
+
+counters! {
+    /// What the socket device counts; "rx" is towards the guest.
+    VsockCounters {
+        /// Kicks of the queue for packets to the guest.
+        rx_queue_event_count,
+        /// Kicks of the queue for packets from the guest.
+        tx_queue_event_count,
+        /// Packets to the guest.
+        rx_packets_count,
+        /// Data in them.
+        rx_bytes_count,
+        /// Buffers of the guest's that hold no packet.
+        rx_malformed_buffers,
+        /// Packets from the guest.
+        tx_packets_count,
+        /// Data in them that belong to a connection.
+        tx_bytes_count,
+        /// Packets from the guest that cannot be followed.
+        tx_malformed_packets,
+        /// Connections that began, from either side.
+        conns_added,
+        /// Connections that are gone.
+        conns_removed,
+        /// Connections of which one side did not answer in time.
+        conns_killed,
+        /// Connections that could not be made.
+        conns_refused,
+    }
 }
 
 /// A virtio socket device. Its socket exists from the beginning, and is removed with it unless
@@ -142,9 +174,13 @@ impl Vsock {
         };
         let memory = memory.memory();
         tx.serve(&memory, |chain| {
+            muxer.counters.tx_packets_count.inc();
             match iovecs.fill(chain, &memory) {
                 Ok(packet) => muxer.take_packet(&packet),
-                Err(error) => log::debug!("vsock: ignored a packet: {error}"),
+                Err(error) => {
+                    muxer.counters.tx_malformed_packets.inc();
+                    log::debug!("vsock: ignored a packet: {error}");
+                }
             }
             0
         })?;
@@ -191,6 +227,7 @@ fn lend_packet(
     let buffers = match iovecs.fill(chain, memory) {
         Ok(buffers) if buffers.writable_len() > HEADER_LEN => buffers,
         useless => {
+            muxer.counters.rx_malformed_buffers.inc();
             log::debug!("vsock: gave back a buffer that holds no packet: {useless:?}");
             rx.push_used(memory, head, 0)?;
             return Ok(true);
@@ -201,6 +238,8 @@ fn lend_packet(
         return Ok(true);
     };
     buffers.write_at(0, &header.to_bytes())?;
+    muxer.counters.rx_packets_count.inc();
+    muxer.counters.rx_bytes_count.add(header.len.into());
     rx.push_used(memory, head, HEADER_LEN + header.len)?;
     Ok(true)
 }
@@ -220,6 +259,10 @@ impl VirtioDevice for Vsock {
 
     fn config(&self) -> &[u8] {
         &self.config
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.muxer.counters) as _
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
@@ -243,8 +286,12 @@ impl VirtioDevice for Vsock {
 
     fn queue_event(&mut self, index: usize) -> Result<(), DeviceError> {
         match index {
-            RX => self.lend_packets(),
+            RX => {
+                self.muxer.counters.rx_queue_event_count.inc();
+                self.lend_packets()
+            }
             TX => {
+                self.muxer.counters.tx_queue_event_count.inc();
                 self.take_packets()?;
                 self.lend_packets()
             }

@@ -9,11 +9,13 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::VsockCounters;
 use super::connection::{Connection, Fate};
 use super::handshake::{Handshake, Progress};
 use super::packet::{HEADER_LEN, HOST_CID, Header, NO_MORE, Op, Ports, STREAM};
@@ -63,6 +65,7 @@ pub(super) struct Muxer {
     resets: VecDeque<Header>,
     next_id: u64,
     next_port: u32,
+    pub(super) counters: Arc<VsockCounters>,
 }
 
 impl Muxer {
@@ -88,6 +91,7 @@ impl Muxer {
             resets: VecDeque::new(),
             next_id: FIRST_ID,
             next_port: FIRST_PORT,
+            counters: Arc::default(),
         })
     }
 
@@ -113,6 +117,7 @@ impl Muxer {
         self.acceptable = false;
         self.timer_armed = false;
         self.handshakes.clear();
+        self.counters.conns_removed.add(self.connections.len() as u64);
         self.connections.clear();
         self.by_ports.clear();
         self.line.clear();
@@ -169,10 +174,12 @@ impl Muxer {
     pub(super) fn take_packet(&mut self, packet: &ChainBuffers<'_>) {
         let mut bytes = [0; HEADER_LEN as usize];
         if let Err(error) = packet.read_at(0, &mut bytes) {
+            self.counters.tx_malformed_packets.inc();
             return log::debug!("vsock: ignored a packet without a header: {error}");
         }
         let header = Header::from_bytes(&bytes);
         if (header.src_cid, header.dst_cid) != (self.guest_cid, HOST_CID) {
+            self.counters.tx_malformed_packets.inc();
             return log::debug!("vsock: ignored a packet to or from elsewhere: {header:?}");
         }
         let ports = header.ports_from_guest();
@@ -184,6 +191,7 @@ impl Muxer {
             return if op == Some(Op::Request) { self.connect(&header) } else { self.refuse(&header) };
         };
         let Some(connection) = self.connections.get_mut(&id) else { return };
+        self.counters.tx_bytes_count.add(header.len.min(packet.readable_len()).into());
         let fate = match op {
             Some(op) => connection.take_packet(op, &header, packet),
             None => Fate::Over { reset: true },
@@ -270,6 +278,7 @@ impl Muxer {
     /// The guest asks for a connection with `request`.
     fn connect(&mut self, request: &Header) {
         if !self.has_room() {
+            self.counters.conns_refused.inc();
             log::debug!("vsock: refused a connection of the guest's: there are {MAX_CONNECTIONS}");
             return self.refuse(request);
         }
@@ -277,6 +286,7 @@ impl Muxer {
         match self.open(request.dst_port, id) {
             Ok(socket) => self.insert(id, Connection::from_guest(socket, request)),
             Err(error) => {
+                self.counters.conns_refused.inc();
                 log::debug!("vsock: no connection to port {} of the host: {error}", request.dst_port);
                 self.refuse(request);
             }
@@ -290,6 +300,7 @@ impl Muxer {
     }
 
     fn insert(&mut self, id: u64, connection: Connection) {
+        self.counters.conns_added.inc();
         self.by_ports.insert(connection.ports(), id);
         self.connections.insert(id, connection);
         self.settle(id, Fate::Live);
@@ -327,6 +338,7 @@ impl Muxer {
                 }
                 if !connection.linger() {
                     self.connections.remove(&id);
+                    self.counters.conns_removed.inc();
                 }
                 // The ports of one that lingers may belong to another by now.
                 if self.by_ports.get(&ports) == Some(&id) {
@@ -384,8 +396,9 @@ impl Muxer {
         for id in overdue {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             let fate = connection.overdue();
-            if fate == Fate::Live {
-                self.set_deadline(id);
+            match fate {
+                Fate::Live => self.set_deadline(id),
+                Fate::Over { .. } => self.counters.conns_killed.inc(),
             }
             self.settle(id, fate);
         }
