@@ -73,7 +73,7 @@ impl Guest {
         let Some(stdin) = &mut self.child.stdin else { return Err(Failure::new("no standard input")) };
         stdin.write_all(format!("{order}\n").as_bytes())?;
         stdin.flush()?;
-        Ok(self.wait_for("bench: answer ")?.1)
+        Ok(self.wait_for("bench: answer")?.1)
     }
 
     /// Ends the VMM in the way that lets it clean up, and waits for it.
