@@ -12,7 +12,8 @@
 //! | [`block`], [`net`] | drives, and network interfaces |
 //! | [`rng`] | an entropy source |
 //! | [`balloon`] | memory that the host takes back from the guest |
-//! | [`vsock`] | a device: streams between the guest and unix sockets of the host |
+//! | [`fs`] | folders of the host's, which another process serves |
+//! | [`vsock`] | streams between the guest and unix sockets of the host |
 //!
 //! A new device implements [`device::VirtioDevice`]; `vmm` puts it into an [`mmio::MmioTransport`] or a
 //! [`pci::VirtioPci`], that on the bus, its kicks into KVM, and its worker on an event loop.
@@ -21,6 +22,7 @@ pub mod balloon;
 pub mod block;
 pub mod device;
 pub mod driver;
+pub mod fs;
 pub mod interrupt;
 pub mod iovec;
 pub mod mmio;
@@ -28,7 +30,6 @@ pub mod net;
 pub mod pci;
 pub mod rng;
 pub mod slot;
-pub mod vhost_user;
 pub mod virtqueue;
 pub mod vsock;
 pub mod worker;

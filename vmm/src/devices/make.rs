@@ -8,13 +8,11 @@ use ::devices::rate_limiter::{Bucket, LimiterConfig};
 use ::devices::virtio::balloon::{Balloon, BalloonConfig};
 use ::devices::virtio::block::{Block, BlockConfig, CacheType, IoEngine};
 use ::devices::virtio::device::VirtioDevice;
+use ::devices::virtio::fs::Fs;
 use ::devices::virtio::net::{Net, NetConfig, VhostMode};
 use ::devices::virtio::rng::Rng;
-use ::devices::virtio::vhost_user::{Kind, VhostUser};
 use ::devices::virtio::vsock::{Vsock, VsockConfig};
-use resources::{
-    Drive, Fs, MicrovmConfig, MmdsConfig, MmdsVersion, NetworkInterface, RateLimiter, TokenBucket,
-};
+use resources::{Drive, MicrovmConfig, MmdsConfig, MmdsVersion, NetworkInterface, RateLimiter, TokenBucket};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{DeviceError, Name};
@@ -125,18 +123,17 @@ fn block(drive: &Drive) -> Result<Block, DeviceError> {
     Block::new(config).map_err(|source| DeviceError::Drive { id, source })
 }
 
-fn fs(fs: &Fs, servers: &mut Vec<Virtiofsd>) -> Result<VhostUser, DeviceError> {
+fn fs(fs: &resources::Fs, servers: &mut Vec<Virtiofsd>) -> Result<Fs, DeviceError> {
     let tag = fs.tag.to_string();
-    let kind = Kind::Fs { tag: tag.clone() };
     let connected = match (&fs.socket, &fs.shared_dir) {
         (None, Some(folder)) => {
             let started = Virtiofsd::start(folder);
             let (server, door) =
                 started.map_err(|source| DeviceError::Server { tag: tag.clone(), source })?;
             servers.push(server);
-            VhostUser::connect(kind, door.path().to_owned())
+            Fs::connect(&tag, door.path().to_owned())
         }
-        (socket, _) => VhostUser::connect(kind, socket.clone().unwrap_or_default()),
+        (socket, _) => Fs::connect(&tag, socket.clone().unwrap_or_default()),
     };
     connected.map_err(|source| DeviceError::Fs { tag, source })
 }

@@ -1,17 +1,18 @@
-//! Devices that another process serves: vhost-user (the protocol of QEMU's `docs/interop/vhost-user.rst`). We tell it
-//! of guest memory, rings and eventfds, and are out of the way from then on.
+//! virtio-fs (virtio 1.2, section 5.11), a folder of the host's that another process serves by vhost-user (the protocol
+//! of QEMU's `docs/interop/vhost-user.rst`). We tell it of guest memory, rings and eventfds, and are out of the way from
+//! then on.
 //!
 //! The back-end is trusted with all of guest memory, which has to be shared memory for it, and with nothing else: what
 //! it answers is checked, and it is given [`PATIENCE`] for an answer. When it goes away, its device stays and answers
-//! every request with an error ([`kind::Kind::refuse`]), so that the guest's programs do not wait for ever.
+//! every request with an error ([`fuse`]), so that the guest's programs do not wait for ever.
 //!
 //! | module | what it is |
 //! | --- | --- |
 //! | `backend` | the connection: negotiation, start and stop |
-//! | `kind` | what is special about file systems and disks |
+//! | `fuse` | the answer in its place |
 
 mod backend;
-mod kind;
+mod fuse;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -19,12 +20,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use backend::Backend;
-pub use kind::Kind;
 
 use super::device::{Activation, DeviceError, EventSource, Memory, Server, VirtioDevice};
 use super::iovec::ChainIovecs;
@@ -34,12 +35,21 @@ use crate::counter::{Counters, counters};
 /// How long the back-end may take for one answer.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
+/// Descriptors in the queue of requests that are not to wait, and in the one of all others.
+const QUEUE_SIZES: [u16; 2] = [256, 1024];
+/// How many there are of the latter.
+const REQUEST_QUEUES: u32 = 1;
+
+/// Bytes of the tag, and of the whole configuration space (section 5.11.4).
+const TAG_LEN: usize = 36;
+const CONFIG_LEN: usize = TAG_LEN + 4;
+
 /// Mark of the connection among the descriptors that are waited for; the others carry the index of a queue.
 const CONNECTION: u64 = u64::MAX;
 
-/// Why a device of another process cannot be had.
+/// Why a file system cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub enum VhostUserError {
+pub enum FsError {
     /// Nobody listens.
     #[error(
         "could not connect to {}: start its server first, and let this process reach the socket",
@@ -75,8 +85,8 @@ pub enum VhostUserError {
 }
 
 counters! {
-    /// What is counted of a device that another process serves.
-    VhostUserCounters {
+    /// What is counted of a file system.
+    FsCounters {
         /// Times that the back-end was lost.
         backend_lost,
         /// Requests answered with an error in its place.
@@ -84,12 +94,11 @@ counters! {
     }
 }
 
-/// A device that the process behind a socket serves.
-pub struct VhostUser {
-    kind: Kind,
-    sizes: Vec<u16>,
+/// A file system that the process behind a socket serves.
+pub struct Fs {
+    tag: String,
     features: u64,
-    config: Vec<u8>,
+    config: [u8; CONFIG_LEN],
     backend: Backend,
     /// Whether the back-end is gone.
     lost: bool,
@@ -97,7 +106,7 @@ pub struct VhostUser {
     epoll: Epoll,
     iovecs: ChainIovecs,
     running: Option<Running>,
-    counters: Arc<VhostUserCounters>,
+    counters: Arc<FsCounters>,
 }
 
 struct Running {
@@ -107,29 +116,25 @@ struct Running {
     queues: Vec<Virtqueue>,
 }
 
-impl VhostUser {
-    /// Connects to the server at `path` and asks it what it offers. Guest memory must be shared memory.
-    pub fn connect(kind: Kind, path: PathBuf) -> Result<Self, VhostUserError> {
-        let sizes = kind.queue_sizes();
-        let mut backend = Backend::connect(path, sizes.len())?;
-        let wanted = kind.features()
-            | 1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_EVENT_IDX
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+impl Fs {
+    /// Connects to the server at `path` and asks it what it offers. The guest mounts the file system by `tag`, of at
+    /// most 36 bytes. Guest memory must be shared memory.
+    pub fn connect(tag: &str, path: PathBuf) -> Result<Self, FsError> {
+        let backend = Backend::connect(path, QUEUE_SIZES.len())?;
+        let wanted =
+            1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
         let features = backend.features() & wanted;
         if features & (1 << VIRTIO_F_VERSION_1) == 0 {
             return Err(backend.lacks("virtio 1"));
         }
-        let config = match kind.config() {
-            Some(config) => config,
-            None => backend.config(kind.config_len())?,
-        };
-        let epoll = Epoll::new().map_err(VhostUserError::Epoll)?;
-        watch(&epoll, backend.as_raw_fd(), EventSet::READ_HANG_UP, CONNECTION)
-            .map_err(VhostUserError::Epoll)?;
+        let mut config = [0; CONFIG_LEN];
+        let len = tag.len().min(TAG_LEN);
+        config[..len].copy_from_slice(&tag.as_bytes()[..len]);
+        config[TAG_LEN..].copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
+        let epoll = Epoll::new().map_err(FsError::Epoll)?;
+        watch(&epoll, backend.as_raw_fd(), EventSet::READ_HANG_UP, CONNECTION).map_err(FsError::Epoll)?;
         Ok(Self {
-            kind,
-            sizes,
+            tag: tag.to_owned(),
             features,
             config,
             backend,
@@ -146,7 +151,7 @@ impl VhostUser {
         let news = !std::mem::replace(&mut self.lost, true);
         if news {
             self.counters.backend_lost.inc();
-            log::error!("{}: {why}; the guest gets errors from now on", self.kind);
+            log::error!("file system {}: {why}; the guest gets errors from now on", self.tag);
         }
         news
     }
@@ -174,9 +179,9 @@ impl VhostUser {
         queue.serve(&memory, |chain| {
             self.counters.refused_count.inc();
             match self.iovecs.fill(chain, &memory) {
-                Ok(buffers) => self.kind.refuse(&buffers),
+                Ok(buffers) => fuse::refuse(&buffers),
                 Err(error) => {
-                    log::debug!("{}: {error}", self.kind);
+                    log::debug!("file system {}: {error}", self.tag);
                     0
                 }
             }
@@ -199,9 +204,9 @@ fn watch(epoll: &Epoll, fd: RawFd, events: EventSet, mark: u64) -> io::Result<()
     epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events | EventSet::EDGE_TRIGGERED, mark))
 }
 
-impl VirtioDevice for VhostUser {
+impl VirtioDevice for Fs {
     fn device_type(&self) -> u32 {
-        self.kind.device_type()
+        VIRTIO_ID_FS
     }
 
     fn features(&self) -> u64 {
@@ -209,7 +214,7 @@ impl VirtioDevice for VhostUser {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &self.sizes
+        &QUEUE_SIZES
     }
 
     fn config(&self) -> &[u8] {

@@ -5,15 +5,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
-};
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
-use super::{PATIENCE, VhostUserError};
+use super::{FsError, PATIENCE};
 use crate::virtio::interrupt::{Interrupt, Vector};
 use crate::virtio::virtqueue::{Virtqueue, ring_addresses};
 
@@ -52,7 +50,7 @@ fn talk(doing: &'static str) -> impl FnOnce(vhost::Error) -> StartError {
 
 impl Backend {
     /// Connects, and negotiates all but the driver's features. The back-end is to have `queues` queues.
-    pub(super) fn connect(path: PathBuf, queues: usize) -> Result<Self, VhostUserError> {
+    pub(super) fn connect(path: PathBuf, queues: usize) -> Result<Self, FsError> {
         let connected = UnixStream::connect(&path).and_then(|stream| {
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
@@ -60,7 +58,7 @@ impl Backend {
         });
         let (stream, ours) = match connected {
             Ok(pair) => pair,
-            Err(source) => return Err(VhostUserError::Connect { path, source }),
+            Err(source) => return Err(FsError::Connect { path, source }),
         };
         let frontend = Frontend::from_stream(ours, u64::try_from(queues).unwrap_or(u64::MAX));
         let mut backend = Self { path, stream, frontend, features: 0 };
@@ -68,7 +66,7 @@ impl Backend {
         Ok(backend)
     }
 
-    fn negotiate(&mut self, queues: usize) -> Result<(), VhostUserError> {
+    fn negotiate(&mut self, queues: usize) -> Result<(), FsError> {
         self.frontend.set_owner().map_err(|error| self.failed("SET_OWNER", &error))?;
         self.features = self.frontend.get_features().map_err(|error| self.failed("GET_FEATURES", &error))?;
         if self.features & PROTOCOL == 0 {
@@ -78,9 +76,7 @@ impl Backend {
             .frontend
             .get_protocol_features()
             .map_err(|error| self.failed("GET_PROTOCOL_FEATURES", &error))?;
-        let wanted = VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::REPLY_ACK;
+        let wanted = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
         let accepted = offered & wanted;
         self.frontend
             .set_protocol_features(accepted)
@@ -101,17 +97,6 @@ impl Backend {
     /// The virtio features that it offers.
     pub(super) fn features(&self) -> u64 {
         self.features
-    }
-
-    /// The first `len` bytes of the device's configuration space.
-    pub(super) fn config(&mut self, len: usize) -> Result<Vec<u8>, VhostUserError> {
-        let (size, buffer) = (u32::try_from(len).unwrap_or(u32::MAX), vec![0; len]);
-        let flags = VhostUserConfigFlags::empty();
-        let (_, config) = self
-            .frontend
-            .get_config(0, size, flags, &buffer)
-            .map_err(|error| self.failed("GET_CONFIG", &error))?;
-        Ok(config)
     }
 
     /// Hands memory and queues over. Those of a driver that did not accept all of our features are served likewise.
@@ -172,12 +157,12 @@ impl Backend {
         Ok(())
     }
 
-    pub(super) fn lacks(&self, what: &'static str) -> VhostUserError {
-        VhostUserError::Lacks { path: self.path.clone(), what }
+    pub(super) fn lacks(&self, what: &'static str) -> FsError {
+        FsError::Lacks { path: self.path.clone(), what }
     }
 
-    fn failed(&self, doing: &'static str, error: &vhost::Error) -> VhostUserError {
-        VhostUserError::Talk { path: self.path.clone(), doing, reason: error.to_string() }
+    fn failed(&self, doing: &'static str, error: &vhost::Error) -> FsError {
+        FsError::Talk { path: self.path.clone(), doing, reason: error.to_string() }
     }
 }
 
