@@ -20,9 +20,9 @@
 //!
 //! # Threads
 //! vCPU threads access registers: [`bus`], [`legacy`], [`pci`], [`virtio::mmio`], [`virtio::pci`]. They never start
-//! a device, so that what comes to life with it does not belong to them; they do reset it, and wait for that. Everything else
-//! happens on the thread of the event loop that the device's [`virtio::worker::Worker`] is registered on. The
-//! order of locks is on [`bus::Bus`] and [`virtio::slot::Slot`].
+//! a device, so that what comes to life with it does not belong to them; they do reset it, and wait for that.
+//! Everything else happens on the thread of the event loop that the device's [`virtio::worker::Worker`] is registered
+//! on. The order of locks is on [`bus::Bus`], [`pci::bus::PciBus`] and [`virtio::slot::Slot`].
 //!
 //! # The guest is hostile
 //! Whatever it writes to a register, a ring or a descriptor leads to the effect that the specification names,

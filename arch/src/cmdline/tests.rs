@@ -65,6 +65,16 @@ fn with_pci_nothing_is_said_of_it() {
 }
 
 #[test]
+fn arguments_may_hide_pci() {
+    for args in ["pci=off", "quiet pci=nomsi,off acpi=off"] {
+        assert!(hides_pci(args), "{args}");
+    }
+    for args in ["", "pci=nomsi", "pci=offset", "xpci=off", "quiet -- pci=off"] {
+        assert!(!hides_pci(args), "{args}");
+    }
+}
+
+#[test]
 fn arguments_of_init_stay_last() {
     let line = build(Some("quiet -- --flag acpi=off"), Some(ROOT), Some(&[])).unwrap();
     assert_eq!(text(&line), "quiet pci=off root=/dev/vda rw -- --flag acpi=off");
