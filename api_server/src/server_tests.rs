@@ -487,24 +487,6 @@ fn a_bound_socket_is_served_and_stays() {
     assert!(path.exists());
 }
 
-#[test]
-fn who_waits_for_events_holds_up_nobody() {
-    let running = Running::new(patient());
-    let (mut waiting, mut other) = (running.connect(), running.connect());
-    waiting.send("GET /cgroup/events?timeout_ms=60000 HTTP/1.1\r\n\r\n");
-    let (action, late) = running.asked.recv().unwrap();
-    assert!(matches!(action, Action::GetCgroupEvents(query) if query.timeout_ms == 60_000));
-    other.send("GET /version HTTP/1.1\r\n\r\n");
-    let (action, responder) = running.asked.recv().unwrap();
-    assert_eq!(action, Action::GetVersion);
-    responder.send(Ok(Reply::Text("text/plain; version=0.0.4", "up 1\n".to_owned())));
-    let reply = other.reply();
-    assert!(reply.contains("Content-Type: text/plain; version=0.0.4\r\n"), "{reply}");
-    assert!(reply.ends_with("\r\n\r\nup 1\n"), "{reply}");
-    late.send(Ok(Reply::Json(json!({ "events": [] }))));
-    assert!(waiting.reply().ends_with(r#"{"events":[]}"#));
-}
-
 /// Refuses to start and does all else, and tells of what was answered.
 struct Teller(mpsc::Sender<(Method, String, Option<String>)>);
 
@@ -550,4 +532,22 @@ fn whatever_is_answered_is_told_of_refused_or_not() {
     assert!(refusal.unwrap().contains("larger than the limit"));
     drop(stop);
     thread.join().unwrap();
+}
+
+#[test]
+fn who_waits_for_events_holds_up_nobody() {
+    let running = Running::new(patient());
+    let (mut waiting, mut other) = (running.connect(), running.connect());
+    waiting.send("GET /cgroup/events?timeout_ms=60000 HTTP/1.1\r\n\r\n");
+    let (action, late) = running.asked.recv().unwrap();
+    assert!(matches!(action, Action::GetCgroupEvents(query) if query.timeout_ms == 60_000));
+    other.send("GET /version HTTP/1.1\r\n\r\n");
+    let (action, responder) = running.asked.recv().unwrap();
+    assert_eq!(action, Action::GetVersion);
+    responder.send(Ok(Reply::Text("text/plain; version=0.0.4", "up 1\n".to_owned())));
+    let reply = other.reply();
+    assert!(reply.contains("Content-Type: text/plain; version=0.0.4\r\n"), "{reply}");
+    assert!(reply.ends_with("\r\n\r\nup 1\n"), "{reply}");
+    late.send(Ok(Reply::Json(json!({ "events": [] }))));
+    assert!(waiting.reply().ends_with(r#"{"events":[]}"#));
 }

@@ -1,7 +1,7 @@
 //! ACPI tables of a hardware-reduced platform (ACPI 6.5 sections 3.11.1 and 5.2).
 //!
-//! The guest finds processors and the I/O APIC in the MADT, COM1, the keyboard and the virtio-mmio devices in
-//! the DSDT, and powers off and resets through three I/O ports named in the FADT: a byte register each, to be
+//! The guest finds processors and the I/O APIC in the MADT, COM1, the keyboard and the virtio-mmio devices or
+//! the PCI root bridge in the DSDT, and powers off and resets through three I/O ports named in the FADT: a byte register each, to be
 //! answered by the VMM. There is no SCI, no PM timer, no CMOS clock, no mouse, no VGA.
 
 use acpi_tables::Aml;
@@ -14,9 +14,10 @@ use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 pub use crate::layout::MmioDevice;
-use crate::layout::{ACPI, IOAPIC, LAPIC};
+use crate::layout::{ACPI, IOAPIC, LAPIC, Window};
 
 mod dsdt;
+mod pci;
 #[cfg(test)]
 mod tests;
 
@@ -69,6 +70,8 @@ pub struct Platform {
     pub max_cpus: u8,
     /// Virtio-mmio devices, in the order in which the guest is to find them.
     pub virtio_mmio: Vec<MmioDevice>,
+    /// The PCI root bridge's window above 4 GiB; `None` without PCI.
+    pub pci: Option<Window>,
 }
 
 /// Writes the tables to the start of [`ACPI`]; gives the address of the RSDP.
@@ -78,12 +81,15 @@ pub struct Platform {
 pub fn write_tables(mem: &GuestMemoryMmap, platform: &Platform) -> Result<GuestAddress, AcpiError> {
     let rsdp = ACPI.start;
     let mut area = Area { mem, next: aligned(rsdp, Rsdp::len()) };
-    let dsdt = area.add(&bytes(&dsdt::build(&platform.virtio_mmio)?))?;
+    let dsdt = area.add(&bytes(&dsdt::build(platform)?))?;
     let fadt = area.add(&bytes(&fadt(dsdt)))?;
     let madt = area.add(&bytes(&madt(platform)))?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt.0);
     xsdt.add_entry(madt.0);
+    if platform.pci.is_some() {
+        xsdt.add_entry(area.add(&bytes(&pci::mcfg()))?.0);
+    }
     let xsdt = area.add(&bytes(&xsdt))?;
     mem.write_slice(&bytes(&Rsdp::new(OEM_ID, xsdt.0)), rsdp).map_err(AcpiError::Write)?;
     Ok(rsdp)
@@ -169,7 +175,7 @@ fn madt(platform: &Platform) -> Sdt {
     madt
 }
 
-/// An APIC's address, which the layout keeps below 4 GiB.
+/// An address that the layout keeps below 4 GiB.
 fn address_32(address: GuestAddress) -> u32 {
     u32::try_from(address.0).unwrap_or(u32::MAX)
 }

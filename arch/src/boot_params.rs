@@ -10,7 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use crate::cmdline::MAX_SIZE;
 use crate::initrd::LoadedInitrd;
 use crate::kernel::LoadedKernel;
-use crate::layout::{ACPI, AddressMap, CMDLINE, EBDA, HIMEM, ZERO_PAGE};
+use crate::layout::{ACPI, AddressMap, CMDLINE, EBDA, HIMEM, PCI_ECAM, ZERO_PAGE};
 
 #[cfg(test)]
 mod tests;
@@ -69,6 +69,8 @@ pub struct BootInfo<'a> {
     pub cmdline: &'a Cmdline,
     /// The ACPI tables, from [`crate::acpi::write_tables`].
     pub rsdp: GuestAddress,
+    /// Whether there is PCI: its configuration space is then reserved, so that the guest may use it there.
+    pub pci: bool,
 }
 
 /// Writes the command line and the zero page to guest memory.
@@ -102,7 +104,7 @@ fn build(info: &BootInfo<'_>) -> Result<boot_params, BootParamsError> {
     let mut params = boot_params { hdr, acpi_rsdp_addr: info.rsdp.0, ..boot_params::default() };
     let mut table = params.e820_table;
     let mut entries = 0;
-    for (slot, entry) in table.iter_mut().zip(e820(info.map)) {
+    for (slot, entry) in table.iter_mut().zip(e820(info.map, info.pci)) {
         *slot = entry;
         entries += 1;
     }
@@ -131,9 +133,9 @@ fn elf_header() -> setup_header {
     }
 }
 
-/// The BIOS memory map (ACPI 6.5 section 15): RAM, the reserved parts of the first megabyte, and the ACPI
-/// tables.
-fn e820(map: &AddressMap) -> Vec<boot_e820_entry> {
+/// The BIOS memory map (ACPI 6.5 section 15): RAM, the reserved parts of the first megabyte, the ACPI tables, and,
+/// with `pci`, its configuration space.
+fn e820(map: &AddressMap, pci: bool) -> Vec<boot_e820_entry> {
     let entry = |start: GuestAddress, end: GuestAddress, kind: u32| boot_e820_entry {
         addr: start.0,
         size: end.0 - start.0,
@@ -149,6 +151,9 @@ fn e820(map: &AddressMap) -> Vec<boot_e820_entry> {
         // smaller than the first megabyte.
         let end = GuestAddress(start.0 + *size as u64);
         entries.push(entry(GuestAddress(start.0.max(HIMEM.0)), end, E820_RAM));
+    }
+    if pci {
+        entries.push(entry(PCI_ECAM.start, PCI_ECAM.end(), E820_RESERVED));
     }
     entries
 }

@@ -65,18 +65,18 @@ pub enum CmdlineError {
     Refused(#[source] LoaderError),
 }
 
-/// Builds the command line: the given arguments (else [`DEFAULT_ARGS`]), then `pci=off` unless they say
-/// something about `pci=` (there is no PCI to look for; Firecracker does the same), then where the root
-/// file system is, then, only if the arguments hold the word `acpi=off`, a `virtio_mmio.device=` for each
-/// device (Linux Documentation/admin-guide/kernel-parameters.txt). What follows ` -- ` is for init and stays
-/// at the end.
+/// Builds the command line for a guest with these virtio-mmio devices, or with PCI when there are `None`: the given
+/// arguments (else [`DEFAULT_ARGS`]), then, without PCI, `pci=off` unless they say something about `pci=` (there is
+/// none to look for; Firecracker does the same), then where the root file system is, then, only if the arguments
+/// hold the word `acpi=off`, a `virtio_mmio.device=` for each device (Linux
+/// Documentation/admin-guide/kernel-parameters.txt). What follows ` -- ` is for init and stays at the end.
 ///
 /// # Errors
 /// See [`CmdlineError`].
 pub fn build(
     args: Option<&str>,
     root: Option<RootDrive<'_>>,
-    devices: &[MmioDevice],
+    virtio_mmio: Option<&[MmioDevice]>,
 ) -> Result<Cmdline, CmdlineError> {
     let args = args.unwrap_or(DEFAULT_ARGS);
     check_characters(args)?;
@@ -85,7 +85,7 @@ pub fn build(
         return Err(CmdlineError::ArgumentsTooLong { len: args.trim().len() });
     }
     let mut line = Cmdline::try_from(args, MAX_SIZE).map_err(CmdlineError::Refused)?;
-    if !kernel_words(args).any(|word| word.starts_with("pci=")) {
+    if virtio_mmio.is_some() && !kernel_words(args).any(|word| word.starts_with("pci=")) {
         line.insert_str("pci=off").map_err(too_long("PCI"))?;
     }
     if let Some(root) = root {
@@ -95,7 +95,7 @@ pub fn build(
         line.insert_str(format!("{place} {mode}")).map_err(too_long("the root drive"))?;
     }
     if kernel_words(args).any(|word| word == "acpi=off") {
-        for device in devices {
+        for device in virtio_mmio.unwrap_or_default() {
             line.add_virtio_mmio_device(device.size, device.base, device.gsi, None)
                 .map_err(too_long("virtio-mmio devices"))?;
         }

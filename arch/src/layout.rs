@@ -13,14 +13,14 @@
 //! | `0x10_0000` | end of low RAM, at most `0xC000_0000` | RAM: kernel, initrd at the top ([`HIMEM`]) |
 //! | `0xC000_0000` | `0xC000_1000` | boot timer, where Firecracker has it ([`BOOT_TIMER`]) |
 //! | `0xC000_1000` | `0xC010_0000` | virtio-mmio, a page for each device ([`VIRTIO_MMIO`]) |
-//! | `0xC010_0000` | `0xE000_0000` | reserved: 32-bit PCI memory ([`PCI_MMIO32`]) |
-//! | `0xE000_0000` | `0xF000_0000` | reserved: PCI configuration space, ECAM ([`PCI_ECAM`]) |
+//! | `0xC010_0000` | `0xE000_0000` | 32-bit PCI memory ([`PCI_MMIO32`]) |
+//! | `0xE000_0000` | `0xE010_0000` | PCI configuration space, ECAM ([`PCI_ECAM`]); more buses would follow |
 //! | `0xFEC0_0000` | `0xFEC0_1000` | I/O APIC ([`IOAPIC`]) |
 //! | `0xFEE0_0000` | `0xFEE0_1000` | local APIC ([`LAPIC`]) |
 //! | `0xFFFB_C000` | `0xFFFC_0000` | KVM's identity map page and TSS ([`KVM_IDENTITY_MAP`], [`KVM_TSS`]) |
 //! | `0x1_0000_0000` | end of high RAM | RAM that did not fit below ([`HIGH_RAM`]) |
 //! | next GiB boundary | start of the 64-bit window | reserved: hotplugged memory ([`AddressMap::hotplug`]) |
-//! | near the top of the physical space | | reserved: 64-bit PCI memory ([`AddressMap::mmio64`]) |
+//! | near the top of the physical space | | 64-bit PCI memory ([`AddressMap::mmio64`]) |
 //!
 //! I/O ports: COM1 `0x3F8` ([`COM1_PORT`]), i8042 `0x60` ([`I8042_DATA_PORT`]) and `0x64`
 //! ([`I8042_COMMAND_PORT`]), ACPI sleep and reset `0x600` to
@@ -64,6 +64,12 @@ impl Window {
         GuestAddress(self.start.0.saturating_add(self.size))
     }
 
+    /// The last address in the window, which is not empty.
+    #[must_use]
+    pub const fn last(&self) -> GuestAddress {
+        GuestAddress(self.end().0.saturating_sub(1))
+    }
+
     /// Whether `address` lies in the window.
     #[must_use]
     pub const fn contains(&self, address: GuestAddress) -> bool {
@@ -98,10 +104,12 @@ pub const BOOT_TIMER: Window = Window::new(0xC000_0000, PAGE_SIZE);
 pub const VIRTIO_MMIO: Window = Window::new(0xC000_1000, MIB - PAGE_SIZE);
 /// Bytes of one virtio-mmio device's register window.
 pub const VIRTIO_MMIO_SIZE: u64 = PAGE_SIZE;
-/// Reserved for PCI memory below 4 GiB.
+/// PCI memory below 4 GiB.
 pub const PCI_MMIO32: Window = Window::new(0xC010_0000, 0x1FF0_0000);
-/// Reserved for PCI configuration space: 256 buses of 1 MiB.
-pub const PCI_ECAM: Window = Window::new(0xE000_0000, 256 * MIB);
+/// PCI buses that there are. A guest looks at every device number of each.
+pub const PCI_BUSES: u8 = 1;
+/// PCI configuration space: 1 MiB for each bus.
+pub const PCI_ECAM: Window = Window::new(0xE000_0000, PCI_BUSES as u64 * MIB);
 /// The I/O APIC, where KVM's in-kernel one is.
 pub const IOAPIC: Window = Window::new(0xFEC0_0000, PAGE_SIZE);
 /// The local APIC's reset address.
@@ -224,7 +232,7 @@ pub struct AddressMap {
     /// Reserved for memory that is plugged in later: from the next GiB boundary behind RAM (and behind
     /// 4 GiB) to the 64-bit window. Empty if memory takes all of it.
     pub hotplug: Window,
-    /// Reserved for PCI memory above 4 GiB.
+    /// PCI memory above 4 GiB.
     pub mmio64: Window,
 }
 

@@ -15,11 +15,12 @@
 //!  handler <----- irqfd <----------------------------------------------- Interrupt::trigger
 //!  reads InterruptStatus -> bus -> virtio::mmio, without waiting for the device
 //! ```
-//! With vhost, a kernel worker stands in the place of the last two columns.
+//! On PCI nobody reads InterruptStatus: the message that the irqfd sends says what it is about. With vhost, a kernel
+//! worker stands in the place of the last two columns.
 //!
 //! # Threads
-//! vCPU threads access registers: [`bus`], [`legacy`], [`virtio::mmio`]. They never start a device, so that
-//! what comes to life with it does not belong to them; they do reset it, and wait for that. Everything else
+//! vCPU threads access registers: [`bus`], [`legacy`], [`pci`], [`virtio::mmio`], [`virtio::pci`]. They never start
+//! a device, so that what comes to life with it does not belong to them; they do reset it, and wait for that. Everything else
 //! happens on the thread of the event loop that the device's [`virtio::worker::Worker`] is registered on. The
 //! order of locks is on [`bus::Bus`] and [`virtio::slot::Slot`].
 //!
@@ -32,6 +33,7 @@ pub mod bus;
 pub mod counter;
 pub mod legacy;
 pub mod mmds;
+pub mod pci;
 pub mod rate_limiter;
 mod retry;
 pub mod virtio;

@@ -64,7 +64,7 @@ fn every_error_names_its_field() {
         ),
         ("\"drive_id\": \"rootfs\"", "\"drive_id\": \"root/fs\"", "drives[0].drive_id", "letters"),
         ("\"path_on_host\": \"disk\", ", "", "drives[0].path_on_host", "missing"),
-        ("\"Sync\"", "\"Async\"", "drives[0].io_engine", "not supported yet"),
+        ("\"Sync\"", "\"Sync\", \"queues\": 33", "drives[0].queues", "1 to 32"),
         ("\"tap0\"", "\"a-name-of-sixteen\"", "network-interfaces[0].host_dev_name", "1 to 15"),
         ("06:00:ac:10:00:02", "06:00", "network-interfaces[0].guest_mac", "MAC"),
         ("\"cgroupfs\"", "\"systemd\"", "cgroup.driver", "not supported yet"),

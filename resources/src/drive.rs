@@ -19,10 +19,10 @@ pub enum CacheType {
 /// How requests reach the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IoEngine {
-    /// One system call a request.
+    /// Blocking system calls.
     #[default]
     Sync,
-    /// io_uring.
+    /// io_uring, where the host has it.
     Async,
 }
 
@@ -58,7 +58,17 @@ pub struct Drive {
     /// Whether the device has an I/O thread of its own.
     #[serde(default)]
     pub io_thread: bool,
+    /// Request queues, 1 to 32. The guest uses at most one per vCPU; one thread serves them all.
+    #[serde(default = "one")]
+    pub queues: u8,
 }
+
+fn one() -> u8 {
+    1
+}
+
+/// The most request queues: as many as there can be vCPUs.
+const MAX_QUEUES: u8 = 32;
 
 impl Drive {
     /// What is wrong with the values, as the field and why.
@@ -82,11 +92,8 @@ impl Drive {
         if self.partuuid.as_deref().is_some_and(|uuid| !sane(uuid)) {
             return Err(("partuuid", "must be hexadecimal digits and hyphens".to_owned()));
         }
-        if self.io_engine == IoEngine::Async {
-            return Err(("io_engine", "\"Async\" is not supported yet; say \"Sync\"".to_owned()));
-        }
-        if self.io_thread {
-            return Err(("io_thread", "is not supported yet; leave it out".to_owned()));
+        if !(1..=MAX_QUEUES).contains(&self.queues) {
+            return Err(("queues", format!("must be 1 to {MAX_QUEUES}")));
         }
         Ok(())
     }

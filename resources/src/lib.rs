@@ -36,7 +36,7 @@ pub use fs::Fs;
 pub use id::{InstanceId, ResourceId};
 pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
 pub use mmds::{MmdsConfig, MmdsVersion};
-pub use network::{MacAddr, NetworkInterface, NetworkInterfacePatch, VhostMode};
+pub use network::{MacAddr, NetBackend, NetworkInterface, NetworkInterfacePatch, VhostMode};
 pub use observability::{LogLevel, Logger, Metrics, Serial};
 pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use vsock::Vsock;

@@ -38,6 +38,9 @@ pub struct MachineConfig {
     /// Pages that back guest memory.
     #[serde(default)]
     pub huge_pages: HugePages,
+    /// Whether devices are on PCI; else on virtio-mmio. An addition to Firecracker's, written only when it is so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pci: bool,
 }
 
 impl Default for MachineConfig {
@@ -50,6 +53,7 @@ impl Default for MachineConfig {
             cpu_template: None,
             track_dirty_pages: false,
             huge_pages: HugePages::None,
+            pci: false,
         }
     }
 }
@@ -109,18 +113,29 @@ pub struct MachineConfigPatch {
     /// Pages that back guest memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub huge_pages: Option<HugePages>,
+    /// Whether devices are on PCI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci: Option<bool>,
 }
 
 impl MachineConfigPatch {
     /// `config` with what is present here.
     pub(crate) fn apply(self, config: &mut MachineConfig) {
-        let MachineConfigPatch { vcpu_count, mem_size_mib, smt, cpu_template, track_dirty_pages, huge_pages } =
-            self;
+        let MachineConfigPatch {
+            vcpu_count,
+            mem_size_mib,
+            smt,
+            cpu_template,
+            track_dirty_pages,
+            huge_pages,
+            pci,
+        } = self;
         config.vcpu_count = vcpu_count.unwrap_or(config.vcpu_count);
         config.mem_size_mib = mem_size_mib.unwrap_or(config.mem_size_mib);
         config.smt = smt.unwrap_or(config.smt);
         config.cpu_template = cpu_template.or(config.cpu_template.take());
         config.track_dirty_pages = track_dirty_pages.unwrap_or(config.track_dirty_pages);
         config.huge_pages = huge_pages.unwrap_or(config.huge_pages);
+        config.pci = pci.unwrap_or(config.pci);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{RateLimiter, ResourceId};
 
@@ -52,6 +52,16 @@ pub enum VhostMode {
     Off,
 }
 
+/// Who moves the packets of a running interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetBackend {
+    /// The kernel.
+    VhostNet,
+    /// We do.
+    Pinfold,
+}
+
 /// A network interface on a TAP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,9 +85,27 @@ pub struct NetworkInterface {
     /// Whether the kernel moves the packets.
     #[serde(default)]
     pub vhost: VhostMode,
+    /// Pairs of queues, 1 to [`NetworkInterface::QUEUES_MAX`]. The TAP must have been made for several if they are.
+    #[serde(default = "one")]
+    pub queues: u8,
+    /// What came of `vhost`, once the microVM runs. It may stand in a declaration, so that what is shown can be declared
+    /// again, and says nothing there.
+    #[serde(default, deserialize_with = "unheeded", skip_serializing_if = "Option::is_none")]
+    pub backend: Option<NetBackend>,
+}
+
+fn one() -> u8 {
+    1
+}
+
+fn unheeded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NetBackend>, D::Error> {
+    NetBackend::deserialize(deserializer).map(|_| None)
 }
 
 impl NetworkInterface {
+    /// The most pairs of queues.
+    pub const QUEUES_MAX: u8 = 16;
+
     /// What is wrong with the values, as the field and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         // IFNAMSIZ is 16 with the closing NUL.
@@ -89,6 +117,9 @@ impl NetworkInterface {
         }
         if self.mtu.is_some_and(|mtu| mtu < 68) {
             return Err(("mtu", "must be at least 68".to_owned()));
+        }
+        if !(1..=Self::QUEUES_MAX).contains(&self.queues) {
+            return Err(("queues", format!("must be 1 to {}", Self::QUEUES_MAX)));
         }
         if self.vhost == VhostMode::On {
             for (field, limiter) in
@@ -121,6 +152,27 @@ pub struct NetworkInterfacePatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_came_of_it_is_shown_and_not_declared() {
+        let declared = r#"{"iface_id":"eth0","host_dev_name":"tap0","vhost":"auto","queues":2}"#;
+        let mut interface: NetworkInterface = serde_json::from_str(declared).unwrap();
+        assert_eq!(serde_json::to_string(&interface).unwrap(), declared);
+        let plain = interface.clone();
+        interface.backend = Some(NetBackend::VhostNet);
+        let shown = serde_json::to_string(&interface).unwrap();
+        assert!(shown.ends_with(r#","backend":"vhost-net"}"#), "{shown}");
+        assert_eq!(serde_json::from_str::<NetworkInterface>(&shown).unwrap(), plain);
+    }
+
+    #[test]
+    fn the_number_of_queues_is_bounded() {
+        for (queues, good) in [(0, false), (1, true), (16, true), (17, false)] {
+            let text = format!(r#"{{"iface_id":"eth0","host_dev_name":"tap0","queues":{queues}}}"#);
+            let checked = serde_json::from_str::<NetworkInterface>(&text).unwrap().check();
+            assert_eq!(checked.err().map(|(field, _)| field), (!good).then_some("queues"));
+        }
+    }
 
     #[test]
     fn mac_addresses_are_read_and_shown() {

@@ -7,9 +7,11 @@
 
 pub mod agent;
 pub mod artifacts;
+pub mod bench;
 pub mod case;
 pub mod cases;
 pub mod host;
 pub mod lab;
 pub mod registry;
 pub mod route;
+pub mod vsock;

@@ -104,7 +104,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub seccomp_filter: Option<PathBuf>,
 
-    /// Put devices on a PCI bus; not supported yet
+    /// Put devices on PCI, as "pci" of the machine configuration does, instead of virtio-mmio
     #[arg(long)]
     pub enable_pci: bool,
 
@@ -158,11 +158,6 @@ impl Args {
 
     /// A flag of Firecracker's that this version cannot honour.
     fn not_yet(&self) -> Option<&'static str> {
-        if self.enable_pci {
-            return Some(
-                "--enable-pci: there is no PCI transport yet; leave the flag out, devices are on virtio-mmio",
-            );
-        }
         if self.seccomp_filter.is_some() {
             return Some("--seccomp-filter: seccomp filters are not supported yet; say --no-seccomp");
         }
@@ -209,7 +204,6 @@ mod tests {
             &["--id", "a_b"],
             &["--level", "loud"],
             &["vm.json"],
-            &["--enable-pci"],
             &["--seccomp-filter", "f"],
             &["--snapshot-version"],
             &["--cgroup", "{}", "--config-file", "f"],
@@ -227,6 +221,7 @@ mod tests {
         // Kata's Go shim, its Rust shim, and what the jailer adds.
         read(&["--api-sock", "s", "--config-file", "c"]).unwrap().unwrap();
         read(&["--api-sock", "s", "--no-seccomp"]).unwrap().unwrap();
+        assert!(read(&["--enable-pci"]).unwrap().unwrap().enable_pci);
         let times = ["--start-time-us", "1", "--start-time-cpu-us", "2", "--parent-cpu-time-us", "3"];
         let args = read(&[&["--id", "x"], &times[..]].concat()).unwrap().unwrap();
         assert_eq!(args.api_sock.as_os_str(), "/run/firecracker.socket");

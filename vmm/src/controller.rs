@@ -106,6 +106,9 @@ impl<'a> Controller<'a> {
         }
         let machine =
             Machine::build(&self.options, &self.config, &self.mmds, self.placement, event_loop, &self.exit)?;
+        for interface in &mut self.config.network_interfaces {
+            interface.backend = machine.devices().net_backend(&interface.iface_id);
+        }
         self.machine = Some(machine);
         pin(pins.as_ref());
         Ok(())

@@ -18,6 +18,8 @@ mod devices;
 mod event_loop;
 mod exit;
 mod files;
+mod footprint;
+mod io_thread;
 mod irq;
 pub mod launch;
 mod logger;

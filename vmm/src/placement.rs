@@ -160,19 +160,19 @@ impl Placement {
         }
     }
 
-    /// Their limits as they were set at the start.
-    pub fn limits(&self) -> Option<&cgroup::Limits> {
-        match self {
-            Self::Placed { limits, .. } => Some(limits),
-            Self::Unplaced => None,
-        }
-    }
-
     /// Counts what was done to place the calling thread, maybe in an earlier image of this process.
     pub fn count(&self) {
         if let Some(limits) = self.limits() {
             METRICS.cgroup.joins.inc();
             METRICS.cgroup.limits_not_applied.store(limits.in_force().unapplied.len() as u64);
+        }
+    }
+
+    /// Their limits as they were set at the start.
+    pub fn limits(&self) -> Option<&cgroup::Limits> {
+        match self {
+            Self::Placed { limits, .. } => Some(limits),
+            Self::Unplaced => None,
         }
     }
 

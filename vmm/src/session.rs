@@ -39,7 +39,7 @@ pub fn run(args: &Args, order: Order, placement: &Placement) -> Result<Code, Fai
     if let Some(metadata) = order.metadata {
         mmds.put(metadata).map_err(|error| Failure::configuration(&error))?;
     }
-    let options = Options { id: args.id.clone(), boot_timer: args.boot_timer };
+    let options = Options { id: args.id.clone(), boot_timer: args.boot_timer, enable_pci: args.enable_pci };
     let groups =
         LiveGroups::of(placement, &mut event_loop).map_err(|error| Failure::configuration(&error))?;
     let mut controller = Controller::new(options, order.config, mmds, placement, groups, exit);

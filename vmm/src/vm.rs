@@ -1,8 +1,10 @@
 //! The KVM virtual machine: its file, its memory slots and its interrupt controllers.
 
+use devices::pci::msix::Message;
 use kvm_bindings::{
-    CpuId, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting,
-    kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_IOEVENTFD_ANY_LENGTH, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC,
+    KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
+    kvm_irq_routing_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -95,8 +97,51 @@ impl Vm {
         let tss = usize::try_from(arch::layout::KVM_TSS.start.0).unwrap_or(usize::MAX);
         fd.set_tss_address(tss).map_err(self::kvm("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip().map_err(self::kvm("KVM_CREATE_IRQCHIP"))?;
-        fd.set_gsi_routing(&ioapic_only()?).map_err(self::kvm("KVM_SET_GSI_ROUTING"))?;
-        Ok(Self { kvm, fd })
+        let vm = Self { kvm, fd };
+        vm.route_messages([]).map_err(self::kvm("KVM_SET_GSI_ROUTING"))?;
+        Ok(vm)
+    }
+
+    /// Checks for what PCI devices need of KVM.
+    pub fn check_pci(&self) -> Result<(), VmError> {
+        match self.kvm.check_extension_raw(KVM_CAP_IOEVENTFD_ANY_LENGTH.into()) {
+            1.. => Ok(()),
+            _ => Err(VmError::Lacks("KVM_CAP_IOEVENTFD_ANY_LENGTH, which devices on PCI need")),
+        }
+    }
+
+    /// How many interrupts KVM can route.
+    pub fn max_routes(&self) -> usize {
+        usize::try_from(self.kvm.check_extension_int(Cap::IrqRouting)).unwrap_or(0)
+    }
+
+    /// Routes interrupts: every GSI below 24 to the IOAPIC's pin of that number, and these to their messages. KVM's
+    /// own routes lead the first 16 to the two 8259s as well, which are no part of the platform that the guest is
+    /// told of.
+    pub fn route_messages(
+        &self,
+        messages: impl IntoIterator<Item = (u32, Message)>,
+    ) -> Result<(), kvm_ioctls::Error> {
+        let pins = (0..arch::layout::IOAPIC_PINS).map(|pin| {
+            let mut entry =
+                kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+            entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
+            entry
+        });
+        let messages = messages.into_iter().map(|(gsi, Message { address, data })| {
+            let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+            let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
+            entry.u.msi = kvm_irq_routing_msi {
+                address_lo: u32::from_le_bytes([a, b, c, d]),
+                address_hi: u32::from_le_bytes([e, f, g, h]),
+                data,
+                ..Default::default()
+            };
+            entry
+        });
+        let entries: Vec<_> = pins.chain(messages).collect();
+        let too_many = |_| kvm_ioctls::Error::new(libc::E2BIG);
+        self.fd.set_gsi_routing(&KvmIrqRouting::from_entries(&entries).map_err(too_many)?)
     }
 
     /// The file of the virtual machine, for irqfds and ioeventfds.
@@ -136,20 +181,6 @@ impl Vm {
     pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, VmError> {
         self.fd.create_vcpu(u64::from(index)).map_err(kvm("KVM_CREATE_VCPU"))
     }
-}
-
-/// Every GSI to the IOAPIC's pin of that number. KVM's own routes lead the first 16 to the two 8259s as well,
-/// which are no part of the platform that the guest is told of.
-fn ioapic_only() -> Result<KvmIrqRouting, VmError> {
-    let entries: Vec<_> = (0..arch::layout::IOAPIC_PINS)
-        .map(|pin| {
-            let mut entry =
-                kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-            entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
-            entry
-        })
-        .collect();
-    KvmIrqRouting::from_entries(&entries).map_err(|_| VmError::Lacks("room for 24 interrupt routes"))
 }
 
 /// From Linux 6.12 on KVM starts its worker that recovers huge pages at a VM's first KVM_RUN. It inherits the

@@ -6,7 +6,9 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{AcpiError, MmioDevice, OEM_ID, OEM_REVISION, OEM_TABLE_ID, SDT_HEADER, SLEEP_TYPE_S5};
+use super::{
+    AcpiError, MmioDevice, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Platform, SDT_HEADER, SLEEP_TYPE_S5, pci,
+};
 use crate::layout::{COM1_GSI, COM1_PORT, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_GSI};
 
 /// From this revision on integers have 64 bits.
@@ -14,10 +16,13 @@ const REVISION: u8 = 2;
 /// Ports of a 16550.
 const UART_PORTS: u8 = 8;
 
-pub(super) fn build(devices: &[MmioDevice]) -> Result<Sdt, AcpiError> {
+pub(super) fn build(platform: &Platform) -> Result<Sdt, AcpiError> {
     let mut aml = Vec::new();
-    for (index, device) in devices.iter().enumerate() {
+    for (index, device) in platform.virtio_mmio.iter().enumerate() {
         virtio_mmio(index, device, &mut aml)?;
+    }
+    if let Some(mmio64) = platform.pci {
+        pci::root_bridge(mmio64, &mut aml);
     }
     com1(&mut aml);
     keyboard(&mut aml);

@@ -12,7 +12,7 @@ fn platform(cpus: u8, max_cpus: u8, devices: u64) -> Platform {
             MmioDevice { base: window.start, size: window.size, gsi }
         })
         .collect();
-    Platform { cpus, max_cpus, virtio_mmio }
+    Platform { cpus, max_cpus, virtio_mmio, pci: None }
 }
 
 fn read(mem: &GuestMemoryMmap, at: u64, len: usize) -> Vec<u8> {
@@ -48,6 +48,7 @@ fn table(mem: &GuestMemoryMmap, at: u64, signature: &[u8; 4], revision: u8) -> V
 struct Tables {
     fadt: Vec<u8>,
     madt: Vec<u8>,
+    mcfg: Option<Vec<u8>>,
     dsdt: Vec<u8>,
 }
 
@@ -62,11 +63,12 @@ fn tables(platform: &Platform) -> Tables {
     assert_eq!(sum(&rsdp), 0);
     assert_eq!((rsdp[15], u32_at(&rsdp, 20)), (2, 36), "revision and length");
     let xsdt = table(&mem, u64_at(&rsdp, 24), b"XSDT", 1);
-    assert_eq!(xsdt.len(), 36 + 2 * 8);
+    assert_eq!(xsdt.len(), 36 + if platform.pci.is_some() { 3 } else { 2 } * 8);
     let fadt = table(&mem, u64_at(&xsdt, 36), b"FACP", 6);
     let madt = table(&mem, u64_at(&xsdt, 44), b"APIC", 5);
     let dsdt = table(&mem, u64_at(&fadt, 140), b"DSDT", 2);
-    Tables { fadt, madt, dsdt }
+    let mcfg = xsdt.get(52..60).map(|entry| table(&mem, u64_at(entry, 0), b"MCFG", 1));
+    Tables { fadt, madt, mcfg, dsdt }
 }
 
 #[test]
@@ -136,6 +138,41 @@ fn devices() {
     assert!(!contains(&dsdt, b"\x0C\x41\xD0\x0F\x13"), "no mouse");
     // Name (_S5, Package (4) {5, 0, 0, 0})
     assert!(contains(&dsdt, b"\x08_S5_\x12\x07\x04\x0A\x05\0\0\0"));
+}
+
+#[test]
+fn a_pci_root_bridge() {
+    let without = tables(&platform(1, 1, 2));
+    assert!(without.mcfg.is_none() && !contains(&without.dsdt, b"PCI0"));
+
+    let map = crate::layout::AddressMap::new(1 << 30, 48).unwrap();
+    let Tables { mcfg, dsdt, fadt, .. } = tables(&Platform { pci: Some(map.mmio64), ..platform(1, 1, 0) });
+    // Eight reserved bytes, then the ECAM's address, segment 0, buses 0 to 0.
+    assert_eq!(mcfg.unwrap()[36..], [&[0; 8][..], &0xE000_0000_u64.to_le_bytes(), &[0; 8]].concat());
+    assert_eq!(fadt[109] & (1 << 3), 0, "messages are supported");
+
+    assert!(contains(&dsdt, b"PCI0\x08_HID\x0C\x41\xD0\x0A\x08\x08_CID\x0C\x41\xD0\x0A\x03"));
+    for name in [&b"\x08_UID\0"[..], b"\x08_BBN\0", b"\x08_CCA\x01"] {
+        assert!(contains(&dsdt, name), "{name:?}");
+    }
+    // Address space descriptors (section 6.4.3.5): type, both ends fixed, flags of the type; granularity, first, last,
+    // translation, length.
+    let bus = [0x88, 13, 0, 2, 0xC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    let mut low = vec![0x87, 23, 0, 0, 0xC, 1, 0, 0, 0, 0];
+    for value in [0xC010_0000_u32, 0xDFFF_FFFF, 0, 0x1FF0_0000] {
+        low.extend(value.to_le_bytes());
+    }
+    let mut high = vec![0x8A, 43, 0, 0, 0xC, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+    for value in [map.mmio64.start.0, map.mmio64.end().0 - 1, 0, 1 << 40] {
+        high.extend(value.to_le_bytes());
+    }
+    assert!(contains(&dsdt, &[&bus[..], &low, &high].concat()));
+    // Method (_OSC, 4, Serialized) {If (LEqual (Arg0, Buffer (16) {..})) {Return (Arg3)} ..
+    assert!(contains(&dsdt, b"_OSC\x0C\xA0\x19\x93\x68\x11\x13\x0A\x10\x5B\x4D\xDB\x33"));
+    assert!(contains(&dsdt, b"\xA4\x6B\x8A\x6B\0CDW1\x7DCDW1\x0A\x04CDW1\xA4\x6B"));
+    // PNP0C02 with the whole of the ECAM.
+    assert!(contains(&dsdt, b"MBRD\x08_HID\x0C\x41\xD0\x0C\x02"));
+    assert!(contains(&dsdt, &[0x86, 9, 0, 1, 0, 0, 0, 0xE0, 0, 0, 0x10, 0]));
 }
 
 #[test]

@@ -4,16 +4,21 @@ use vm_memory::Bytes;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-fn ranges(memory: u64) -> Vec<(u64, u64, u32)> {
-    e820(&AddressMap::new(memory, 48).unwrap()).iter().map(|e| (e.addr, e.addr + e.size, e.r#type)).collect()
+fn ranges(memory: u64, pci: bool) -> Vec<(u64, u64, u32)> {
+    e820(&AddressMap::new(memory, 48).unwrap(), pci)
+        .iter()
+        .map(|e| (e.addr, e.addr + e.size, e.r#type))
+        .collect()
 }
 
 #[test]
 fn memory_maps() {
     let low = [(0, 0x9_FC00, 1), (0x9_FC00, 0xE_0000, 2), (0xE_0000, 0x10_0000, 3)];
-    assert_eq!(ranges(128 * MIB), [&low[..], &[(MIB, 128 * MIB, 1)]].concat());
-    assert_eq!(ranges(3 * GIB), [&low[..], &[(MIB, 3 * GIB, 1)]].concat());
-    assert_eq!(ranges(5 * GIB), [&low[..], &[(MIB, 3 * GIB, 1), (4 * GIB, 6 * GIB, 1)]].concat());
+    assert_eq!(ranges(128 * MIB, false), [&low[..], &[(MIB, 128 * MIB, 1)]].concat());
+    assert_eq!(ranges(3 * GIB, false), [&low[..], &[(MIB, 3 * GIB, 1)]].concat());
+    let high = [(MIB, 3 * GIB, 1), (4 * GIB, 6 * GIB, 1)];
+    assert_eq!(ranges(5 * GIB, false), [&low[..], &high].concat());
+    assert_eq!(ranges(5 * GIB, true), [&low[..], &high, &[(0xE000_0000, 0xE010_0000, 2)]].concat());
 }
 
 fn memory() -> GuestMemoryMmap {
@@ -29,7 +34,7 @@ fn kernel(setup_header: Option<setup_header>) -> LoadedKernel {
 fn zero_page_of_an_elf_kernel() {
     let mem = memory();
     let map = AddressMap::new(16 * MIB, 48).unwrap();
-    let cmdline = crate::cmdline::build(Some("quiet"), None, &[]).unwrap();
+    let cmdline = crate::cmdline::build(Some("quiet"), None, Some(&[])).unwrap();
     let initrd = Some(LoadedInitrd { address: GuestAddress(0xF0_0000), size: 0x1234 });
     let info = BootInfo {
         map: &map,
@@ -37,6 +42,7 @@ fn zero_page_of_an_elf_kernel() {
         initrd,
         cmdline: &cmdline,
         rsdp: GuestAddress(0xE_0000),
+        pci: false,
     };
     write(&mem, &info).unwrap();
 
@@ -77,13 +83,14 @@ fn zero_page_of_a_bzimage() {
         ..setup_header::default()
     };
     let kernel = kernel(Some(header));
-    let cmdline = crate::cmdline::build(Some("quiet"), None, &[]).unwrap();
+    let cmdline = crate::cmdline::build(Some("quiet"), None, Some(&[])).unwrap();
     let info = BootInfo {
         map: &map,
         kernel: &kernel,
         initrd: None,
         cmdline: &cmdline,
         rsdp: GuestAddress(0xE_0000),
+        pci: false,
     };
     write(&mem, &info).unwrap();
     let init_size: u32 = mem.read_obj(GuestAddress(0x7000 + 0x260)).unwrap();
@@ -91,7 +98,7 @@ fn zero_page_of_a_bzimage() {
     let ramdisk: u64 = mem.read_obj(GuestAddress(0x7000 + 0x218)).unwrap();
     assert_eq!(ramdisk, 0);
 
-    let cmdline = crate::cmdline::build(Some("quiet!"), None, &[]).unwrap();
+    let cmdline = crate::cmdline::build(Some("quiet!"), None, Some(&[])).unwrap();
     let error = write(&mem, &BootInfo { cmdline: &cmdline, ..info }).unwrap_err();
     assert_eq!(error.to_string(), "the kernel command line has 14 characters; this kernel takes at most 13");
 }
@@ -100,7 +107,7 @@ fn zero_page_of_a_bzimage() {
 fn memory_without_room() {
     let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).unwrap();
     let map = AddressMap::new(16 * MIB, 48).unwrap();
-    let cmdline = crate::cmdline::build(None, None, &[]).unwrap();
+    let cmdline = crate::cmdline::build(None, None, Some(&[])).unwrap();
     let kernel = kernel(None);
     let info = BootInfo {
         map: &map,
@@ -108,6 +115,7 @@ fn memory_without_room() {
         initrd: None,
         cmdline: &cmdline,
         rsdp: GuestAddress(0xE_0000),
+        pci: false,
     };
     assert!(matches!(write(&mem, &info), Err(BootParamsError::Cmdline(_))));
 }

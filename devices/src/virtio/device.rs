@@ -99,6 +99,12 @@ pub trait VirtioDevice: Send + Any {
         log::debug!("ignored a write of {} bytes at {offset} to a read-only configuration space", data.len());
     }
 
+    /// Whether the configuration space is another since the last call, by what happened in an event. The generic
+    /// code then tells the driver.
+    fn config_changed(&mut self) -> bool {
+        false
+    }
+
     /// Who takes this device's kicks; the same for its whole life.
     fn server(&self) -> Server {
         Server::EventLoop

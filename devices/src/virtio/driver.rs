@@ -128,18 +128,29 @@ impl DriverView {
         self.device_select = select;
     }
 
+    /// What [`Self::select_offered`] last selected.
+    pub fn offered_select(&self) -> u32 {
+        self.device_select
+    }
+
     /// The selected 32 bits of the features offered.
     pub fn offered(&self) -> u32 {
-        match self.device_select {
-            0 => half(self.offered, Half::Low),
-            1 => half(self.offered, Half::High),
-            _ => 0,
-        }
+        selected_half(self.offered, self.device_select)
     }
 
     /// Selects which 32 bits [`Self::accept`] writes.
     pub fn select_accepted(&mut self, select: u32) {
         self.driver_select = select;
+    }
+
+    /// What [`Self::select_accepted`] last selected.
+    pub fn accepted_select(&self) -> u32 {
+        self.driver_select
+    }
+
+    /// The selected 32 bits of the features accepted.
+    pub fn accepted_selected(&self) -> u32 {
+        selected_half(self.accepted, self.driver_select)
     }
 
     /// The driver accepts these features of the selected 32. Has an effect between DRIVER and FEATURES_OK.
@@ -159,6 +170,21 @@ impl DriverView {
         self.queue_select = index;
     }
 
+    /// What [`Self::select_queue`] last selected.
+    pub fn queue_select(&self) -> u32 {
+        self.queue_select
+    }
+
+    /// How many queues there are.
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The size of the selected queue as the driver set it, at first the greatest; 0 if there is no such queue.
+    pub fn queue_size(&self) -> u16 {
+        self.selected().map_or(0, Queue::size)
+    }
+
     /// The greatest size of the selected queue in descriptors; 0 if there is no such queue.
     pub fn queue_max_size(&self) -> u16 {
         self.selected().map_or(0, Queue::max_size)
@@ -174,6 +200,16 @@ impl DriverView {
         if let (Some(queue), Ok(size)) = (self.selected_idle(), u16::try_from(size)) {
             ignore_invalid(queue.try_set_size(size));
         }
+    }
+
+    /// Half an address of the selected queue.
+    pub fn queue_address(&self, part: RingPart, which: Half) -> u32 {
+        let address = |queue: &Queue| match part {
+            RingPart::Descriptors => queue.desc_table(),
+            RingPart::Available => queue.avail_ring(),
+            RingPart::Used => queue.used_ring(),
+        };
+        self.selected().map_or(0, |queue| half(address(queue), which))
     }
 
     /// Sets half an address of the selected queue.
@@ -265,6 +301,15 @@ fn half(value: u64, which: Half) -> u32 {
     match which {
         Half::Low => low,
         Half::High => high,
+    }
+}
+
+/// The half of `value` with this index; 0 for others.
+fn selected_half(value: u64, select: u32) -> u32 {
+    match select {
+        0 => half(value, Half::Low),
+        1 => half(value, Half::High),
+        _ => 0,
     }
 }
 

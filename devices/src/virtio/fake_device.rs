@@ -31,6 +31,8 @@ pub struct Log {
     calls: Mutex<Vec<Call>>,
     pub fail_start: AtomicBool,
     pub fail_events: AtomicBool,
+    /// The configuration space is another after the next event.
+    pub config_changes: AtomicBool,
 }
 
 impl Log {
@@ -80,6 +82,10 @@ impl VirtioDevice for FakeDevice {
 
     fn write_config(&mut self, offset: usize, data: &[u8]) {
         self.log.push(Call::WriteConfig(offset, data.to_vec()));
+    }
+
+    fn config_changed(&mut self) -> bool {
+        self.log.config_changes.swap(false, Ordering::Relaxed)
     }
 
     fn server(&self) -> Server {

@@ -216,7 +216,7 @@ fn check(have: u32, offset: u32, len: usize) -> Result<u32, ChainError> {
 }
 
 /// The pieces that make up at most `len` bytes from `offset` on.
-fn range(pieces: &[iovec], offset: u32, len: u32) -> impl Iterator<Item = iovec> + '_ {
+pub(super) fn range(pieces: &[iovec], offset: u32, len: u32) -> impl Iterator<Item = iovec> + '_ {
     // Lossless: usize has 64 bits on every machine that this runs on.
     let mut skip = usize::try_from(offset).unwrap_or(usize::MAX);
     let mut left = usize::try_from(len).unwrap_or(usize::MAX);

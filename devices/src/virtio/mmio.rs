@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
     VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
@@ -19,7 +18,8 @@ use virtio_bindings::virtio_mmio::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Memory, Server, VirtioDevice};
-use super::driver::{DriverView, Half, RingPart, StatusChange};
+use super::driver::{Half, RingPart, StatusChange};
+use super::front::Front;
 use super::interrupt::{Interrupt, Vector};
 use super::slot::Slot;
 use super::virtqueue::signal;
@@ -63,9 +63,7 @@ impl Interrupt for MmioInterrupt {
 
 /// One device with its 4 KiB of registers.
 pub struct MmioTransport {
-    device_type: u32,
-    driver: DriverView,
-    slot: Arc<Slot>,
+    front: Front,
     interrupt: Arc<MmioInterrupt>,
 }
 
@@ -79,58 +77,47 @@ impl MmioTransport {
     /// Fails when no eventfd can be had, and for a device that offers queues that cannot be.
     pub fn new(device: Box<dyn VirtioDevice>, memory: Memory, irqfd: EventFd) -> io::Result<Self> {
         let interrupt = Arc::new(MmioInterrupt { status: AtomicU32::new(0), irqfd });
-        let driver = DriverView::new(device.features(), device.queue_max_sizes())
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        Ok(Self {
-            device_type: device.device_type(),
-            driver,
-            slot: Arc::new(Slot::new(device, memory, Arc::clone(&interrupt) as Arc<dyn Interrupt>)?),
-            interrupt,
-        })
+        let front = Front::new(device, memory, Arc::clone(&interrupt) as Arc<dyn Interrupt>)?;
+        Ok(Self { front, interrupt })
     }
 
     /// The kick eventfd of each queue, in order of the index, the same for the device's whole life.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
-        self.slot.kicks()
+        self.front.slot().kicks()
     }
 
     /// What the event loop that is to serve the device needs. To be called once.
     pub fn worker(&self) -> Worker {
-        Worker::new(Arc::clone(&self.slot))
+        Worker::new(Arc::clone(self.front.slot()))
     }
 
     /// The device in its place, for whoever changes it while the guest runs.
     pub fn slot(&self) -> &Arc<Slot> {
-        &self.slot
-    }
-
-    /// The VM ends: as if the driver reset the device. On return the device does not touch guest memory.
-    pub fn shutdown(&mut self) {
-        self.set_status(0);
+        self.front.slot()
     }
 
     fn read_register(&self, offset: u32) -> u32 {
         match offset {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             VIRTIO_MMIO_VERSION => VERSION,
-            VIRTIO_MMIO_DEVICE_ID => self.device_type,
+            VIRTIO_MMIO_DEVICE_ID => self.front.device_type(),
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => self.driver.offered(),
-            VIRTIO_MMIO_QUEUE_NUM_MAX => u32::from(self.driver.queue_max_size()),
-            VIRTIO_MMIO_QUEUE_READY => u32::from(self.driver.is_queue_ready()),
+            VIRTIO_MMIO_DEVICE_FEATURES => self.front.driver.offered(),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => u32::from(self.front.driver.queue_max_size()),
+            VIRTIO_MMIO_QUEUE_READY => u32::from(self.front.driver.is_queue_ready()),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status(),
-            VIRTIO_MMIO_STATUS => self.status(),
+            VIRTIO_MMIO_STATUS => self.front.status(),
             VIRTIO_MMIO_SHM_LEN_LOW
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => NO_SHARED_MEMORY,
-            VIRTIO_MMIO_CONFIG_GENERATION => self.slot.config_generation(),
+            VIRTIO_MMIO_CONFIG_GENERATION => self.front.slot().config_generation(),
             _ => 0,
         }
     }
 
     fn write_register(&mut self, offset: u32, value: u32) {
-        let driver = &mut self.driver;
+        let driver = &mut self.front.driver;
         match offset {
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => driver.select_offered(value),
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => driver.select_accepted(value),
@@ -146,38 +133,27 @@ impl MmioTransport {
             VIRTIO_MMIO_QUEUE_USED_HIGH => driver.set_queue_address(RingPart::Used, Half::High, value),
             VIRTIO_MMIO_QUEUE_NOTIFY => {
                 if let Ok(index) = usize::try_from(value) {
-                    self.slot.kick(index);
+                    self.front.slot().kick(index);
                 }
             }
             VIRTIO_MMIO_INTERRUPT_ACK => {
                 self.interrupt.status.fetch_and(!value, Ordering::SeqCst);
             }
-            VIRTIO_MMIO_STATUS => self.set_status(value),
-            _ => {}
-        }
-    }
-
-    fn status(&self) -> u32 {
-        let needs_reset = if self.slot.needs_reset() { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
-        self.driver.status() | needs_reset
-    }
-
-    fn set_status(&mut self, value: u32) {
-        match self.driver.set_status(value) {
-            StatusChange::None => {}
-            StatusChange::Reset => {
-                self.slot.reset();
-                // After the device: it raises nothing more.
-                self.interrupt.status.store(0, Ordering::SeqCst);
+            VIRTIO_MMIO_STATUS => {
+                let change = self.front.set_status(value);
+                if change == StatusChange::Reset {
+                    // After the device: it raises nothing more.
+                    self.interrupt.status.store(0, Ordering::SeqCst);
+                }
             }
-            StatusChange::DriverOk => self.slot.activate(self.driver.accepted(), self.driver.rings()),
+            _ => {}
         }
     }
 
     /// Nobody sets the used-buffer bit for a device that others serve, and its driver ignores an interrupt
     /// without a reason. So the bit reads as set for as long as that driver may have buffers there.
     fn interrupt_status(&self) -> u32 {
-        let others = self.slot.server() == Server::Vhost && self.driver.is_driver_ok();
+        let others = self.front.slot().server() == Server::Vhost && self.front.driver.is_driver_ok();
         self.interrupt.status.load(Ordering::SeqCst) | if others { VIRTIO_MMIO_INT_VRING } else { 0 }
     }
 }
@@ -208,7 +184,7 @@ impl BusDevice for MmioTransport {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         match Place::of(offset, data.len()) {
             Place::Register(offset) => data.copy_from_slice(&self.read_register(offset).to_le_bytes()),
-            Place::Config(offset) => self.slot.read_config(offset, data),
+            Place::Config(offset) => self.front.slot().read_config(offset, data),
             Place::Nowhere => data.fill(0),
         }
     }
@@ -218,7 +194,7 @@ impl BusDevice for MmioTransport {
             (Place::Register(offset), &[a, b, c, d]) => {
                 self.write_register(offset, u32::from_le_bytes([a, b, c, d]));
             }
-            (Place::Config(offset), data) => self.slot.write_config(offset, data),
+            (Place::Config(offset), data) => self.front.slot().write_config(offset, data),
             _ => {}
         }
     }

@@ -7,15 +7,15 @@
 //! | [`driver`] | what the driver has said: status, features, queues; for any transport |
 //! | [`slot`] | a device's life between its transport and its worker |
 //! | [`worker`] | the device on an event loop |
-//! | [`mmio`] | the transport: registers, and the [`interrupt`] |
+//! | [`mmio`], [`pci`] | the transports: registers, and the [`interrupt`] |
 //! | [`virtqueue`], [`iovec`] | a running ring, and a chain of it as host memory |
 //! | [`block`], [`net`] | drives, and network interfaces |
 //! | [`rng`] | an entropy source |
 //! | [`balloon`] | memory that the host takes back from the guest |
 //! | [`vsock`] | a device: streams between the guest and unix sockets of the host |
 //!
-//! A new device implements [`device::VirtioDevice`]; `vmm` puts it into an [`mmio::MmioTransport`], that on
-//! the bus, its kicks into KVM, and its worker on an event loop.
+//! A new device implements [`device::VirtioDevice`]; `vmm` puts it into an [`mmio::MmioTransport`] or a
+//! [`pci::VirtioPci`], that on the bus, its kicks into KVM, and its worker on an event loop.
 
 pub mod balloon;
 pub mod block;
@@ -25,12 +25,15 @@ pub mod interrupt;
 pub mod iovec;
 pub mod mmio;
 pub mod net;
+pub mod pci;
 pub mod rng;
 pub mod slot;
 pub mod vhost_user;
 pub mod virtqueue;
 pub mod vsock;
 pub mod worker;
+
+mod front;
 
 #[cfg(test)]
 pub(crate) mod driver_ring;

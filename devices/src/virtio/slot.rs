@@ -183,14 +183,19 @@ impl Slot {
         let device: &mut dyn Any = &mut *served.device;
         let result = change(device.downcast_mut::<D>()?);
         if served.device.config() != before {
-            self.generation.fetch_add(1, Ordering::SeqCst);
-            if let Life::Starting(_) | Life::Running(_) = served.life
-                && let Err(error) = self.interrupt.trigger(Vector::Config)
-            {
-                log::debug!("could not tell the driver of a change of its device: {error}");
-            }
+            self.config_changed(&served);
         }
         Some(result)
+    }
+
+    /// Tells the driver that the configuration space is another.
+    fn config_changed(&self, served: &Served) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        if let Life::Starting(_) | Life::Running(_) = served.life
+            && let Err(error) = self.interrupt.trigger(Vector::Config)
+        {
+            log::debug!("could not tell the driver of a change of its device: {error}");
+        }
     }
 
     /// Signalled when [`Self::start_pending`] has something to do.
@@ -247,6 +252,9 @@ impl Slot {
     }
 
     fn settle(&self, mut served: MutexGuard<'_, Served>, result: Result<(), DeviceError>) {
+        if served.device.config_changed() {
+            self.config_changed(&served);
+        }
         if let Err(error) = result {
             self.fail(&mut served, &error, &self.counters.event_fails);
         }

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::{Interrupt, Vector};
@@ -130,14 +130,15 @@ pub struct Virtqueue {
     queue: Queue,
     kick: Arc<EventFd>,
     interrupt: Arc<dyn Interrupt>,
-    /// Something was pushed that the driver has not been told of.
-    pushed: bool,
+    /// The used index that the driver was told of last.
+    told: u16,
 }
 
 impl Virtqueue {
     /// Puts a ring, checked with [`check_ring`], together with its eventfds.
     pub fn new(index: u16, queue: Queue, kick: Arc<EventFd>, interrupt: Arc<dyn Interrupt>) -> Self {
-        Self { index, queue, kick, interrupt, pushed: false }
+        let told = queue.next_used();
+        Self { index, queue, kick, interrupt, told }
     }
 
     /// Index of the queue in its device.
@@ -167,31 +168,64 @@ impl Virtqueue {
         }
     }
 
+    /// Whether [`Self::pop`] has something to say, be it an error.
+    pub fn has_available(&self, memory: &GuestMemoryMmap) -> bool {
+        let index = self.queue.avail_idx(memory, Ordering::Acquire);
+        index.map_or(true, |index| index.0 != self.queue.next_avail())
+    }
+
     /// Gives the chain taken last back to the available ring: it will be popped again.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
     }
 
-    /// Returns chain `head` to the driver with `written` bytes written into it.
-    pub fn push_used(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) -> Result<(), QueueError> {
-        self.pushed = true;
-        self.queue.add_used(memory, head, written).map_err(|reason| self.used(reason))
+    /// Gives the `count` chains taken last back likewise.
+    pub fn undo_pops(&mut self, count: u16) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(count));
     }
 
-    /// Interrupts the driver if something was pushed since the last call and it wants to hear of it.
+    /// Returns chain `head` to the driver with `written` bytes written into it.
+    pub fn push_used(&mut self, memory: &GuestMemoryMmap, head: u16, written: u32) -> Result<(), QueueError> {
+        self.push_used_together(memory, &[(head, written)])
+    }
+
+    /// Returns chains, by their heads, to the driver with as many bytes written into each. The driver sees all of them
+    /// at once: it never finds the beginning of a packet without its end.
+    pub fn push_used_together(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        chains: &[(u16, u32)],
+    ) -> Result<(), QueueError> {
+        let mut next = self.queue.next_used();
+        for &(head, written) in chains {
+            let entry = 4 + 8 * u64::from(next % self.queue.size());
+            memory
+                .write_obj([u32::from(head).to_le(), written.to_le()], self.used_address(entry)?)
+                .map_err(|error| self.used(virtio_queue::Error::GuestMemory(error)))?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        memory
+            .store(next.to_le(), self.used_address(2)?, Ordering::Release)
+            .map_err(|error| self.used(virtio_queue::Error::GuestMemory(error)))
+    }
+
+    /// Interrupts the driver if something was pushed since the last call and it wants to hear of it (virtio 1.2,
+    /// section 2.7.7).
     pub fn notify(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
-        if !std::mem::take(&mut self.pushed) {
+        let used = self.queue.next_used();
+        let old = std::mem::replace(&mut self.told, used);
+        if old == used {
             return Ok(());
         }
-        // A full barrier between our write of the used index and the read of what the driver wants is in it.
-        let mut wanted = self.queue.needs_notification(memory).map_err(|reason| self.used(reason))?;
-        if !self.queue.event_idx_enabled() {
-            let flags: u16 = memory
-                .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-                .map(u16::from_le)
-                .map_err(|error| self.used(virtio_queue::Error::GuestMemory(error)))?;
-            wanted &= u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0;
-        }
+        // What the driver wants is read after it can see the used index.
+        fence(Ordering::SeqCst);
+        let wanted = if self.queue.event_idx_enabled() {
+            let event = self.available_field(memory, 4 + 2 * u64::from(self.queue.size()))?;
+            used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(old)
+        } else {
+            u32::from(self.available_field(memory, 0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
         if wanted {
             let queue = self.index;
             self.interrupt
@@ -267,6 +301,22 @@ impl Virtqueue {
     /// may be disabled meanwhile: this one is certain to come.
     pub fn kick_again(&self) -> Result<(), QueueError> {
         signal(&self.kick).map_err(|source| QueueError::Signal { queue: self.index, source })
+    }
+
+    fn used_address(&self, offset: u64) -> Result<GuestAddress, QueueError> {
+        let address = GuestAddress(self.queue.used_ring()).checked_add(offset);
+        address.ok_or_else(|| self.used(virtio_queue::Error::AddressOverflow))
+    }
+
+    /// The 16 bits at `offset` of the available ring.
+    fn available_field(&self, memory: &GuestMemoryMmap, offset: u64) -> Result<u16, QueueError> {
+        let queue = self.index;
+        let failed = |reason| QueueError::Available { queue, reason };
+        let address = GuestAddress(self.queue.avail_ring())
+            .checked_add(offset)
+            .ok_or_else(|| failed(virtio_queue::Error::AddressOverflow))?;
+        let value = memory.load(address, Ordering::Relaxed).map(u16::from_le);
+        value.map_err(|error| failed(virtio_queue::Error::GuestMemory(error)))
     }
 
     fn used(&self, reason: virtio_queue::Error) -> QueueError {

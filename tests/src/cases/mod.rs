@@ -13,11 +13,13 @@ mod kata;
 mod lab_selfcheck;
 mod net;
 mod own_base;
+mod pci;
 mod placement;
 mod readme;
 
 pub use demo::DEMO;
 
+use crate::bench::inside::BENCH;
 use crate::case::Case;
 
 /// Every test. The harness orders them by host.
@@ -35,6 +37,7 @@ pub fn all() -> Vec<&'static Case> {
         kata::CASES,
         readme::CASES,
         own_base::CASES,
+        pci::CASES,
         placement::CASES,
         cgroup_live::CASES,
     ]
@@ -43,7 +46,7 @@ pub fn all() -> Vec<&'static Case> {
     .collect()
 }
 
-/// The test with this name, or the demo.
+/// The test with this name, or the demo, or the bench.
 pub fn find(name: &str) -> Option<&'static Case> {
-    all().into_iter().chain([&DEMO]).find(|case| case.name == name)
+    all().into_iter().chain([&DEMO, &BENCH]).find(|case| case.name == name)
 }

@@ -4,7 +4,10 @@ use crate::case::{Case, Ctx, Failure, Needs};
 use crate::check;
 use crate::lab::{Machine, Role, Tap, scan};
 use serde_json::json;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
+use std::thread::JoinHandle;
 
 /// The cases of this file.
 pub const CASES: &[Case] = &[
@@ -15,6 +18,25 @@ pub const CASES: &[Case] = &[
         run: |ctx| pings(ctx, "off"),
     },
     Case { name: "net_vhost", needs: Needs::VM, timeout: Case::TIMEOUT, run: |ctx| pings(ctx, "on") },
+    Case {
+        name: "net_bulk_userspace",
+        needs: Needs { kvm: true, ..Needs::NOTHING },
+        timeout: Case::TIMEOUT,
+        run: |ctx| bulk(ctx, "off", 1),
+    },
+    Case { name: "net_bulk_vhost", needs: Needs::VM, timeout: Case::TIMEOUT, run: |ctx| bulk(ctx, "on", 1) },
+    Case {
+        name: "net_queues_userspace",
+        needs: Needs { kvm: true, ..Needs::NOTHING },
+        timeout: Case::TIMEOUT,
+        run: |ctx| bulk(ctx, "off", 2),
+    },
+    Case {
+        name: "net_queues_vhost",
+        needs: Needs::VM,
+        timeout: Case::TIMEOUT,
+        run: |ctx| bulk(ctx, "on", 2),
+    },
 ];
 
 const HOST: &str = "172.30.1.1";
@@ -47,4 +69,87 @@ fn pings(ctx: &Ctx, vhost: &str) -> Result<(), Failure> {
     vm.wait_for_guest("waiting")?;
     vm.send_line("poweroff")?;
     vm.expect_exit(0)
+}
+
+/// MiB that are sent in each direction on each CPU.
+const MIB: u32 = 4;
+
+/// Much TCP in both directions, one connection for each vCPU, with as many queues; then the TAP goes.
+fn bulk(ctx: &Ctx, vhost: &str, cpus: u8) -> Result<(), Failure> {
+    let address = format!("{HOST}/24");
+    let tap = match cpus {
+        1 => Tap::create("pfnet0", &address)?,
+        _ => Tap::create_multi_queue("pfnet0", &address)?,
+    };
+    let mut vm = Machine::new(ctx)
+        .vcpus(cpus)
+        .net(&tap, &format!("{GUEST}/24"), HOST)
+        .set("/network-interfaces/0/vhost", json!(vhost))
+        .set("/network-interfaces/0/queues", json!(cpus))
+        .steps("net+wait")
+        .start()?;
+    vm.wait_for_guest("net ok ")?;
+    vm.wait_for_guest("waiting")?;
+    let queues = vm.ask("queues")?;
+    check!(queues == format!("queues {cpus} {cpus}"), "the guest said `{queues}`");
+    let workers = scan(vm.pid())?.iter().filter(|thread| thread.role == Role::Vhost).count();
+    let expected = if vhost == "on" { usize::from(cpus) } else { 0 };
+    check!(workers == expected, "{workers} vhost workers with vhost {vhost} and {cpus} queues");
+
+    // Counted, so that a piece in the wrong place is seen.
+    let words: Vec<u8> = (0..MIB << 18).flat_map(u32::to_le_bytes).collect();
+    for (order, direction, serve) in [("push", "rx", take as Serve), ("pull", "tx", give as Serve)] {
+        let (packets, bytes) = (format!("{direction}_packets"), format!("{direction}_bytes"));
+        let before = (tap.count(&packets)?, tap.count(&bytes)?);
+        let (port, server) = listen(cpus, words.clone(), serve)?;
+        let line = vm.ask(&format!("{order} {port} {MIB}"))?;
+        check!(line == format!("{order}ed on {cpus}"), "the guest said `{line}`");
+        server.join().map_err(|_| Failure::new("the server panicked"))??;
+        let (packets, bytes) = (tap.count(&packets)? - before.0, tap.count(&bytes)? - before.1);
+        println!("{order}: {bytes} bytes in {packets} packets");
+        // Whole segments cross the TAP, and are cut by whoever is last.
+        check!(bytes / packets > 2 * 1500, "{order}: {bytes} bytes in {packets} packets");
+    }
+
+    tap.delete()?;
+    let line = vm.ask("carrier 0")?;
+    check!(line == "carrier 0", "the guest said `{line}`");
+    check!(vm.errors().matches("its TAP is gone").count() == 1, "not told once: {}", vm.errors());
+    vm.send_line("poweroff")?;
+    vm.expect_exit(0)
+}
+
+/// What is done with a connection, given what is to pass it.
+type Serve = fn(TcpStream, &[u8]) -> Result<(), Failure>;
+
+/// Serves so many connections, and says on which port.
+fn listen(
+    count: u8,
+    words: Vec<u8>,
+    serve: Serve,
+) -> Result<(u16, JoinHandle<Result<(), Failure>>), Failure> {
+    let listener = TcpListener::bind((HOST, 0))?;
+    let port = listener.local_addr()?.port();
+    let server = std::thread::spawn(move || {
+        let connections: Vec<_> = (0..count).map(|_| listener.accept()).collect::<Result<_, _>>()?;
+        std::thread::scope(|scope| {
+            let all: Vec<_> =
+                connections.into_iter().map(|(stream, _)| scope.spawn(|| serve(stream, &words))).collect();
+            all.into_iter()
+                .try_for_each(|one| one.join().map_err(|_| Failure::new("a connection's thread panicked"))?)
+        })
+    });
+    Ok((port, server))
+}
+
+fn take(mut stream: TcpStream, expected: &[u8]) -> Result<(), Failure> {
+    let mut words = Vec::with_capacity(expected.len());
+    stream.read_to_end(&mut words)?;
+    check!(words == expected, "{} bytes came, which are not the {} sent", words.len(), expected.len());
+    Ok(())
+}
+
+fn give(mut stream: TcpStream, words: &[u8]) -> Result<(), Failure> {
+    stream.write_all(words)?;
+    Ok(stream.shutdown(Shutdown::Write)?)
 }

@@ -43,12 +43,25 @@ impl EmulatedHost {
         packages::ensure()?;
         let image = host_image(kind.kernel)?;
         let guest = guest_files()?;
-        let _step = Step::new(format!("booting the emulated host ({kind})"));
+        Self::boot_with(kind, &image, Cpu::Quick, |stage| link_job(stage, &guest, binaries))
+    }
+
+    /// Boots `image` as a host of `kind` with what `fill` puts into the folder of its job.
+    pub fn boot_with(
+        kind: Kind,
+        image: &HostImage,
+        cpu: Cpu,
+        fill: impl FnOnce(&Path) -> Result<(), HostError>,
+    ) -> Result<Self, HostError> {
+        let step = match cpu {
+            Cpu::Quick => Step::new(format!("booting the emulated host ({kind})")),
+            Cpu::Counting => Step::new(format!("booting the emulated host ({kind}), counting instructions")),
+        };
         let folder = tempfile::Builder::new()
             .prefix("pinfold-host-")
             .tempdir()
             .map_err(HostError::file("create", "a temporary folder"))?;
-        let job = pack_job(folder.path(), &guest, binaries)?;
+        let job = pack_job(folder.path(), fill)?;
         let scratch = folder.path().join("scratch");
         File::create(&scratch)
             .and_then(|file| file.set_len(SCRATCH_SIZE))
@@ -57,23 +70,28 @@ impl EmulatedHost {
         // QEMU writes into it from the start.
         File::create(&console).map_err(HostError::file("create", &console))?;
         let socket = folder.path().join("agent");
-        let (mut qemu, doubt) = emulator::command()?;
+        let (mut qemu, doubt) = match cpu {
+            Cpu::Quick => emulator::command()?,
+            Cpu::Counting => emulator::counting_command()?,
+        };
         if let Some(doubt) = doubt {
             eprintln!("pinfold: {doubt}");
         }
-        configure(&mut qemu, kind, &image, &job, &scratch, &console, &socket);
+        cpu.configure(&mut qemu);
+        configure(&mut qemu, kind, image, &job, &scratch, &console, &socket);
         let qemu = qemu
             .spawn()
             .map_err(|source| HostError::Spawn { program: "qemu-system-x86_64".to_owned(), source })?;
         let mut qemu = KillOnDrop(Some(qemu));
         let channel = connect(&socket, &mut qemu, &console)?;
-        match channel.receive(BOOT_TIMEOUT) {
+        match channel.receive(cpu.boot_timeout()) {
             Ok(Reply::Hello(_)) => {}
             Ok(other) => return Err(dead(&console, &format!("said {other:?} first"))),
             Err(Silence::Timeout) => return Err(dead(&console, "did not come up")),
             Err(Silence::Closed) => return Err(dead(&console, "ended while booting")),
         }
         let Some(qemu) = qemu.0.take() else { return Err(dead(&console, "is gone")) };
+        drop(step);
         Ok(Self { kind, qemu, channel, console, _folder: folder })
     }
 
@@ -119,6 +137,35 @@ impl Drop for EmulatedHost {
     }
 }
 
+/// How the host's CPU is emulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cpu {
+    /// As fast as it goes.
+    Quick,
+    /// With a clock that counts instructions: 1 ns is one instruction of whatever runs in the host, nested guests
+    /// included. When the host is idle the clock jumps to the next timer.
+    Counting,
+}
+
+impl Cpu {
+    fn configure(self, qemu: &mut Command) {
+        match self {
+            Self::Quick => qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm,-la57"]),
+            // With these two features a `rep movsb` would count one instruction a byte, and copies swamp all else.
+            Self::Counting => qemu
+                .args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"])
+                .args(["-cpu", "max,+svm,-la57,-erms,-fsrm"]),
+        };
+    }
+
+    fn boot_timeout(self) -> Duration {
+        match self {
+            Self::Quick => BOOT_TIMEOUT,
+            Self::Counting => 4 * BOOT_TIMEOUT,
+        }
+    }
+}
+
 /// Ends QEMU when booting fails half-way.
 struct KillOnDrop(Option<Child>);
 
@@ -132,10 +179,10 @@ impl Drop for KillOnDrop {
 }
 
 /// Puts what cases need into one tar file, which the host sees as a disk.
-fn pack_job(folder: &Path, guest: &GuestFiles, binaries: &Binaries) -> Result<PathBuf, HostError> {
+fn pack_job(folder: &Path, fill: impl FnOnce(&Path) -> Result<(), HostError>) -> Result<PathBuf, HostError> {
     let stage = folder.join("stage");
     fs::create_dir(&stage).map_err(HostError::file("create", &stage))?;
-    link_job(&stage, guest, binaries)?;
+    fill(&stage)?;
     let job = folder.join("job.tar");
     run("packing the job", Command::new("tar").arg("-chf").arg(&job).arg("-C").arg(&stage).arg("."))?;
     Ok(job)
@@ -143,6 +190,12 @@ fn pack_job(folder: &Path, guest: &GuestFiles, binaries: &Binaries) -> Result<Pa
 
 /// Makes a job in `folder`: links, and the guest's initramfs with our own binary in it.
 pub fn link_job(folder: &Path, guest: &GuestFiles, binaries: &Binaries) -> Result<(), HostError> {
+    link_binaries(folder, guest, binaries)?;
+    add_guest_binary(&guest.initramfs, binaries, &folder.join("initramfs"))
+}
+
+/// Links a job's programs and kernels into `folder`.
+pub fn link_binaries(folder: &Path, guest: &GuestFiles, binaries: &Binaries) -> Result<(), HostError> {
     for (name, target) in [
         ("pinfold", &binaries.pinfold),
         ("pinfold-suite", &binaries.suite),
@@ -152,13 +205,17 @@ pub fn link_job(folder: &Path, guest: &GuestFiles, binaries: &Binaries) -> Resul
     ] {
         std::os::unix::fs::symlink(target, folder.join(name)).map_err(HostError::file("link", target))?;
     }
+    Ok(())
+}
+
+/// Writes `initramfs` with our own guest binary in it to `to`.
+pub fn add_guest_binary(initramfs: &Path, binaries: &Binaries, to: &Path) -> Result<(), HostError> {
     // The kernel unpacks archives one after another.
     let read = |path: &Path| fs::read(path).map_err(HostError::file("read", path));
     let mut archive = cpio::Archive::default();
     archive.file("bin/pinfold-guest", 0o755, &read(&binaries.guest)?);
-    let whole = [read(&guest.initramfs)?, archive.finish()].concat();
-    let path = folder.join("initramfs");
-    fs::write(&path, whole).map_err(HostError::file("write", path))
+    let whole = [read(initramfs)?, archive.finish()].concat();
+    fs::write(to, whole).map_err(HostError::file("write", to))
 }
 
 fn configure(
@@ -180,7 +237,7 @@ fn configure(
     // One CPU: kernels patch code that is running (static keys in KVM's inner loop), and TCG's threads may run the
     // breakpoint of such a patch after it was taken out. Nested guests hang or reset of it now and then, and
     // sometimes the host dies.
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm,-la57", "-smp", "1", "-m", MEMORY])
+    qemu.args(["-smp", "1", "-m", MEMORY])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(&image.kernel)

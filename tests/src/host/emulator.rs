@@ -52,6 +52,14 @@ pub fn command() -> Result<(Command, Option<&'static str>), HostError> {
     Ok((command, None))
 }
 
+/// QEMU for the host that counts instructions: `PINFOLD_BENCH_QEMU`, or [`command`]'s.
+pub fn counting_command() -> Result<(Command, Option<&'static str>), HostError> {
+    match std::env::var_os("PINFOLD_BENCH_QEMU") {
+        Some(program) => Ok((Command::new(program), None)),
+        None => command(),
+    }
+}
+
 /// `program` without the store; `None` when its code is not there exactly once.
 fn repaired(program: &[u8]) -> Option<Vec<u8>> {
     let injection = INJECTION.concat();

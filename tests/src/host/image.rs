@@ -6,6 +6,7 @@ use super::progress::Step;
 use super::recipe::{self, Release};
 use super::{HostError, cache, modules, packages};
 use crate::case::Kernel;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,16 @@ pub struct HostImage {
     pub initrd: PathBuf,
     /// The raw ext4 root disk; to be used as a snapshot only.
     pub disk: PathBuf,
+}
+
+/// The bench's host, and what its guests boot beside a kernel.
+pub struct BenchImage {
+    /// The host.
+    pub host: HostImage,
+    /// An initramfs of busybox alone, for guests whose start is measured.
+    pub small_initramfs: PathBuf,
+    /// One with modules and tools, for guests that work.
+    pub tools_initramfs: PathBuf,
 }
 
 /// A kernel package's contents.
@@ -50,13 +61,79 @@ pub fn host_image(kernel: Kernel) -> Result<HostImage, HostError> {
         ]
         .concat(),
     );
-    let folder =
-        cache::get(&format!("host-{}", release.name), &digest, |folder| build(kernel, release, folder))?;
-    Ok(HostImage {
-        kernel: folder.join("vmlinuz"),
-        initrd: folder.join("initrd"),
-        disk: folder.join("root.ext4"),
+    let folder = cache::get(&format!("host-{}", release.name), &digest, |folder| {
+        build(kernel, release, recipe::HOST_PACKAGES, 1 << 30, folder, |_, _| Ok(()))
+    })?;
+    Ok(HostImage::below(&folder))
+}
+
+/// The bench's host, built when it is not there yet: that of kernel 6.1 with what measures and is compared.
+pub fn bench_image() -> Result<BenchImage, HostError> {
+    let release = recipe::release(Kernel::V6_1);
+    let packages = format!("{},{}", recipe::HOST_PACKAGES, recipe::BENCH_PACKAGES);
+    let digest = recipe::digest(
+        &[
+            &[release.suite, release.kernel_suite(), &packages, recipe::KERNEL_PACKAGES][..],
+            &[recipe::HOST_INITRD_INIT, recipe::AGENT_UNIT, recipe::START_JOB, recipe::BENCH_INIT],
+            &recipe::MASKED_UNITS[..],
+            &recipe::LEFT_OUT[..],
+            &recipe::HOST_INITRD_MODULES[..],
+            &recipe::BENCH_GUEST_MODULES[..],
+            &recipe::BENCH_TOOLS[..],
+        ]
+        .concat(),
+    );
+    let folder = cache::get("bench", &digest, |folder| {
+        build(Kernel::V6_1, release, &packages, 2 << 30, folder, |rootfs, tree| {
+            let small = initramfs(&tree.busybox, recipe::BENCH_INIT, &[])?;
+            let modules = modules::closure(&tree.modules, &recipe::BENCH_GUEST_MODULES)?;
+            let working = initramfs(&tree.busybox, recipe::BENCH_INIT, &modules)?;
+            // The kernel unpacks archives one after another.
+            let working = [working, tools(rootfs)?].concat();
+            for (name, content) in [("small", small), ("tools", working)] {
+                let path = folder.join(name);
+                fs::write(&path, content).map_err(HostError::file("write", path))?;
+            }
+            Ok(())
+        })
+    })?;
+    Ok(BenchImage {
+        host: HostImage::below(&folder),
+        small_initramfs: folder.join("small"),
+        tools_initramfs: folder.join("tools"),
     })
+}
+
+impl HostImage {
+    /// The image that [`build`] made in `folder`.
+    fn below(folder: &Path) -> Self {
+        Self { kernel: folder.join("vmlinuz"), initrd: folder.join("initrd"), disk: folder.join("root.ext4") }
+    }
+}
+
+/// The bench's tools from `rootfs` with their libraries, as a cpio archive.
+fn tools(rootfs: &Path) -> Result<Vec<u8>, HostError> {
+    let mut files = BTreeSet::new();
+    for tool in recipe::BENCH_TOOLS {
+        files.insert(tool.to_owned());
+        // Lines of `name => /path (address)`, or `/path (address)` for the loader.
+        let lines = run("finding a tool's libraries", as_root("chroot").arg(rootfs).args(["ldd", tool]))?;
+        files.extend(lines.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
+    }
+    let mut archive = Archive::default();
+    let mut folders = BTreeSet::new();
+    for file in files {
+        let name = file.trim_start_matches('/');
+        let above: Vec<_> = Path::new(name).ancestors().skip(1).collect();
+        for folder in above.into_iter().rev().filter_map(Path::to_str).filter(|folder| !folder.is_empty()) {
+            if folders.insert(folder.to_owned()) {
+                archive.directory(folder);
+            }
+        }
+        let path = rootfs.join(name);
+        archive.file(name, 0o755, &fs::read(&path).map_err(HostError::file("read", path))?);
+    }
+    Ok(archive.finish())
 }
 
 /// The kernel package of `kernel`'s release, fetched when it is not there yet.
@@ -99,18 +176,23 @@ pub fn kernel_tree(kernel: Kernel) -> Result<KernelTree, HostError> {
     })
 }
 
-fn build(kernel: Kernel, release: &Release, folder: &Path) -> Result<(), HostError> {
+/// Makes a host of `packages` with a disk of `size` bytes in `folder`. `more` sees the finished root file system.
+fn build(
+    kernel: Kernel,
+    release: &Release,
+    packages: &str,
+    size: u64,
+    folder: &Path,
+    more: impl FnOnce(&Path, &KernelTree) -> Result<(), HostError>,
+) -> Result<(), HostError> {
     let tree = kernel_tree(kernel)?;
     packages::ensure()?;
     let rootfs = folder.join("rootfs");
     {
         let _step = Step::new(format!("building the root file system of {}", release.name));
         debootstrap(release, &rootfs, &folder.join("apt.conf"), |command| {
-            command.arg("--variant=essential").arg(format!(
-                "--include={}{}",
-                recipe::HOST_PACKAGES,
-                release.more_packages
-            ));
+            let packages = format!("--include={packages}{}", release.more_packages);
+            command.arg("--variant=essential").arg(packages);
             for pattern in recipe::LEFT_OUT {
                 command.arg(format!("--dpkgopt=path-exclude={pattern}"));
             }
@@ -119,9 +201,7 @@ fn build(kernel: Kernel, release: &Release, folder: &Path) -> Result<(), HostErr
     let _step = Step::new(format!("making the disk of {}", release.name));
     equip(&rootfs, &tree)?;
     let disk = folder.join("root.ext4");
-    fs::File::create(&disk)
-        .and_then(|file| file.set_len(1 << 30))
-        .map_err(HostError::file("create", &disk))?;
+    fs::File::create(&disk).and_then(|file| file.set_len(size)).map_err(HostError::file("create", &disk))?;
     run(
         "making the host's disk",
         as_root("/sbin/mke2fs")
@@ -129,6 +209,7 @@ fn build(kernel: Kernel, release: &Release, folder: &Path) -> Result<(), HostErr
             .arg(&rootfs)
             .arg(&disk),
     )?;
+    more(&rootfs, &tree)?;
     cache::remove(&rootfs)?;
     fs::copy(&tree.image, folder.join("vmlinuz")).map_err(HostError::file("copy", &tree.image))?;
     let initrd = folder.join("initrd");

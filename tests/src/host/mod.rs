@@ -24,8 +24,9 @@ mod packages;
 pub mod progress;
 mod recipe;
 
-pub use boot::EmulatedHost;
+pub use boot::{Cpu, EmulatedHost};
 pub use guest::{GuestFiles, guest_files};
+pub use image::{BenchImage, HostImage, bench_image};
 
 use std::path::PathBuf;
 
@@ -87,7 +88,10 @@ pub enum HostError {
 
 impl HostError {
     /// For `map_err`: `action` on `path` failed.
-    fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn file(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { action, path, source }
     }

@@ -61,6 +61,12 @@ pub const KERNEL_PACKAGES: &str = "linux-image-cloud-amd64,busybox-static";
 pub const HOST_PACKAGES: &str =
     "systemd,systemd-sysv,udev,dbus,kmod,iproute2,iputils-ping,procps,util-linux,curl,busybox-static";
 
+/// What the bench's host holds beside: the peer that Debian has, and what loads networks and disks.
+pub const BENCH_PACKAGES: &str = "qemu-system-x86,iperf3,fio";
+
+/// What the bench's guests run, from the same packages, with all libraries.
+pub const BENCH_TOOLS: [&str; 2] = ["/usr/bin/iperf3", "/usr/bin/fio"];
+
 /// Left out of the root file system: nobody reads it there.
 pub const LEFT_OUT: [&str; 4] =
     ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
@@ -83,9 +89,10 @@ pub const MASKED_UNITS: [&str; 10] = [
 pub const HOST_INITRD_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
 /// Modules of the guests. Init leaves those of file systems to the step that mounts one.
-pub const GUEST_MODULES: [&str; 8] = [
+pub const GUEST_MODULES: [&str; 9] = [
     "virtio_ring",
     "virtio_mmio",
+    "virtio_pci",
     "virtio_blk",
     "virtio_net",
     "vmw_vsock_virtio_transport",
@@ -94,8 +101,14 @@ pub const GUEST_MODULES: [&str; 8] = [
     "virtiofs",
 ];
 
+/// Modules of the bench's guests: also those for the platforms of other VMMs.
+pub const BENCH_GUEST_MODULES: [&str; 6] =
+    ["virtio_ring", "virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport"];
+
 /// Init of the guests.
 pub const GUEST_INIT: &str = include_str!("../../guest/init");
+/// Init of the bench's guests.
+pub const BENCH_INIT: &str = include_str!("../../guest/bench-init");
 /// Init of the host's own small initrd.
 pub const HOST_INITRD_INIT: &str = include_str!("../../host/initrd-init");
 /// The unit that runs the agent.

@@ -14,7 +14,16 @@ pub struct Tap {
 impl Tap {
     /// Makes the TAP `name` (15 bytes at most) with `address` (`10.0.0.1/24`) and brings it up.
     pub fn create(name: &str, address: &str) -> Result<Self, Failure> {
-        ip(&["tuntap", "add", "dev", name, "mode", "tap"])?;
+        Self::make(name, address, &[])
+    }
+
+    /// The same for several queues.
+    pub fn create_multi_queue(name: &str, address: &str) -> Result<Self, Failure> {
+        Self::make(name, address, &["multi_queue"])
+    }
+
+    fn make(name: &str, address: &str, options: &[&str]) -> Result<Self, Failure> {
+        ip(&[&["tuntap", "add", "dev", name, "mode", "tap"], options].concat())?;
         let tap = Self { name: name.to_owned() };
         ip(&["address", "add", address, "dev", name])?;
         ip(&["link", "set", name, "up"])?;
@@ -45,8 +54,20 @@ impl Tap {
 
     /// Packets received from the guest.
     pub fn packets(&self) -> Result<u64, Failure> {
-        let file = format!("/sys/class/net/{}/statistics/rx_packets", self.name);
+        self.count("rx_packets")
+    }
+
+    /// A counter of the interface, as seen by the host: `rx_bytes` came from the guest.
+    pub fn count(&self, name: &str) -> Result<u64, Failure> {
+        let file = format!("/sys/class/net/{}/statistics/{name}", self.name);
         Ok(super::read(file.as_ref())?.trim().parse()?)
+    }
+
+    /// Deletes it, whoever uses it.
+    pub fn delete(self) -> Result<(), Failure> {
+        ip(&["link", "delete", &self.name])?;
+        std::mem::forget(self);
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use ::devices::virtio::block::Block;
 use ::devices::virtio::device::VirtioDevice;
 use ::devices::virtio::net::Net;
 use ::devices::virtio::vsock::Vsock;
-use resources::{Action, DrivePatch, NetworkInterfacePatch, RateLimiter};
+use resources::{Action, DrivePatch, NetBackend, NetworkInterfacePatch, RateLimiter, ResourceId};
 use serde_json::{Map, Value};
 
 use super::make::bucket;
@@ -30,6 +30,12 @@ impl Devices {
                 })??),
             _ => Ok(()),
         }
+    }
+
+    /// Who moves the packets of an interface.
+    pub fn net_backend(&self, id: &ResourceId) -> Option<NetBackend> {
+        let vhost = self.update(&Name::Network(id.clone()), |net: &mut Net| net.is_on_vhost()).ok()?;
+        Some(if vhost { NetBackend::VhostNet } else { NetBackend::Pinfold })
     }
 
     /// The balloon's statistics, by Firecracker's names; `None` when it has none.

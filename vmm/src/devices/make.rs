@@ -6,7 +6,7 @@ use ::devices::legacy::Serial;
 use ::devices::mmds::{Mmds, MmdsPort, Version};
 use ::devices::rate_limiter::{Bucket, LimiterConfig};
 use ::devices::virtio::balloon::{Balloon, BalloonConfig};
-use ::devices::virtio::block::{Block, BlockConfig, CacheType};
+use ::devices::virtio::block::{Block, BlockConfig, CacheType, IoEngine};
 use ::devices::virtio::device::VirtioDevice;
 use ::devices::virtio::net::{Net, NetConfig, VhostMode};
 use ::devices::virtio::rng::Rng;
@@ -115,6 +115,11 @@ fn block(drive: &Drive) -> Result<Block, DeviceError> {
             resources::CacheType::Unsafe => CacheType::Unsafe,
             resources::CacheType::Writeback => CacheType::Writeback,
         },
+        engine: match drive.io_engine {
+            resources::IoEngine::Sync => IoEngine::Sync,
+            resources::IoEngine::Async => IoEngine::Async,
+        },
+        queues: drive.queues.into(),
         limiter: limiter(drive.rate_limiter),
     };
     Block::new(config).map_err(|source| DeviceError::Drive { id, source })
@@ -148,6 +153,7 @@ fn net(interface: &NetworkInterface, mmds: Option<MmdsPort>) -> Result<Net, Devi
             resources::VhostMode::On => VhostMode::On,
             resources::VhostMode::Off => VhostMode::Off,
         },
+        queues: interface.queues,
         rx_limiter: limiter(interface.rx_rate_limiter),
         tx_limiter: limiter(interface.tx_rate_limiter),
         mmds,

@@ -2,11 +2,12 @@
 
 mod follow;
 mod make;
+mod pci;
 
 pub use make::configure_mmds;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use ::devices::bus::{Bus, BusError};
 use ::devices::legacy::{BootTimer, ExitSignal, I8042, I8042Error, Power, Serial, Timestamp};
@@ -24,17 +25,18 @@ use ::devices::virtio::worker::Worker;
 use arch::acpi::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_S5};
 use arch::layout::{
     BOOT_TIMER, COM1_GSI, COM1_PORT, I8042_COMMAND_PORT, I8042_DATA_PORT, I8042_GSI, MmioDevice,
-    VIRTIO_MMIO_SIZE, virtio_mmio_window,
+    VIRTIO_MMIO_SIZE, Window, virtio_mmio_window,
 };
 use kvm_ioctls::IoEventAddress;
 use resources::{MicrovmConfig, ResourceId};
 
+use self::pci::Pci;
 use crate::console::Output;
 use crate::irq::{IrqError, IrqRouter};
 use crate::metrics::METRICS;
 use crate::sink::SinkError;
 use crate::virtiofsd::{Virtiofsd, VirtiofsdError};
-use crate::vm::Vm;
+use crate::vm::{Vm, VmError};
 
 // What `arch` tells the guest of a device is what the device in `devices` does.
 const _: () = assert!(
@@ -106,8 +108,11 @@ pub enum DeviceError {
     #[error(transparent)]
     Bus(#[from] BusError),
     /// More devices than there are places.
-    #[error("there is no room for another virtio-mmio device; remove some")]
-    NoRoom,
+    #[error("there is no room for another device on {0}; remove some")]
+    NoRoom(&'static str),
+    /// What KVM cannot do.
+    #[error(transparent)]
+    Vm(#[from] VmError),
     /// KVM does not take an ioeventfd.
     #[error("KVM refused KVM_IOEVENTFD")]
     Ioeventfd(#[source] kvm_ioctls::Error),
@@ -149,6 +154,24 @@ impl Name {
     }
 }
 
+/// A device's part in an event loop, and whose thread that is: its own, called by this name, or the main one.
+pub type PlacedWorker = (Worker, Option<ResourceId>);
+
+/// The drive's name, if it is one that has asked for a thread of its own.
+fn own_thread(config: &MicrovmConfig, name: &Name) -> Option<ResourceId> {
+    let Name::Drive(id) = name else { return None };
+    config.drives.iter().any(|drive| drive.io_thread && drive.drive_id == *id).then(|| id.clone())
+}
+
+/// What beside the declared devices a microVM has.
+#[derive(Clone, Copy, Debug)]
+pub struct Board {
+    /// The boot timer, and from when on it counts.
+    pub boot_timer: Option<Timestamp>,
+    /// PCI instead of virtio-mmio, with this window above 4 GiB.
+    pub pci: Option<Window>,
+}
+
 /// The devices of a microVM. When it is dropped none touches guest memory any more.
 pub struct Devices {
     vm: Arc<Vm>,
@@ -157,7 +180,7 @@ pub struct Devices {
     mmio: Arc<Bus>,
     serial: Arc<Mutex<Serial>>,
     keyboard: Arc<Mutex<I8042>>,
-    transports: Vec<Arc<Mutex<MmioTransport>>>,
+    pci: Option<Pci>,
     slots: Vec<(Name, Arc<Slot>)>,
     virtio_mmio: Vec<MmioDevice>,
     /// Servers of ours; they end with the devices.
@@ -166,24 +189,22 @@ pub struct Devices {
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        for transport in &self.transports {
-            transport.lock().unwrap_or_else(PoisonError::into_inner).shutdown();
-        }
+        self.slots.iter().for_each(|(_, slot)| slot.reset());
     }
 }
 
 impl Devices {
-    /// Makes the devices that `config` asks for, and those that every microVM has. The workers are what an event
-    /// loop needs to serve them.
+    /// Makes the devices that `config` asks for, and those that every microVM has. The workers are what event loops
+    /// need to serve them.
     pub fn attach(
         config: &MicrovmConfig,
         vm: &Arc<Vm>,
         memory: &Memory,
         output: Output,
         mmds: &Arc<Mutex<Mmds>>,
-        boot_timer: Option<Timestamp>,
+        board: Board,
         exit: &Arc<ExitSignal>,
-    ) -> Result<(Self, Vec<Worker>), DeviceError> {
+    ) -> Result<(Self, Vec<PlacedWorker>), DeviceError> {
         let irqs = IrqRouter::new(Arc::clone(vm));
         let irq = irqs.line(COM1_GSI)?.irqfd;
         let serial = make::serial(config.serial.as_ref(), irq, output)?;
@@ -201,10 +222,11 @@ impl Devices {
             Arc::new(Mutex::new(Power::new(Arc::clone(exit)))) as _,
         )?;
         let mmio = Arc::new(Bus::new());
-        if let Some(start) = boot_timer {
+        if let Some(start) = board.boot_timer {
             let timer = Arc::new(Mutex::new(BootTimer::new(start)));
             mmio.insert(BOOT_TIMER.start.0, BOOT_TIMER.size, timer)?;
         }
+        let pci = board.pci.map(|mmio64| Pci::new(vm, &mmio, mmio64)).transpose()?;
         let mut devices = Self {
             vm: Arc::clone(vm),
             irqs,
@@ -212,26 +234,46 @@ impl Devices {
             mmio,
             serial,
             keyboard,
-            transports: Vec::new(),
+            pci,
             slots: Vec::new(),
             virtio_mmio: Vec::new(),
             servers: Vec::new(),
         };
         let workers = make::all(config, mmds, &mut devices.servers)?
             .into_iter()
-            .map(|(name, device)| devices.add_virtio(name, device, memory))
-            .collect::<Result<_, _>>()?;
+            .map(|(name, device)| {
+                let thread = own_thread(config, &name);
+                Ok((devices.add_virtio(name, device, memory)?, thread))
+            })
+            .collect::<Result<_, DeviceError>>()?;
         Ok((devices, workers))
     }
 
-    /// Puts a device on a virtio-mmio transport and wires it to KVM.
+    /// Puts a device on the microVM's transport and wires it to KVM.
     fn add_virtio(
         &mut self,
         name: Name,
         device: Box<dyn VirtioDevice>,
         memory: &Memory,
     ) -> Result<Worker, DeviceError> {
-        let base = virtio_mmio_window(self.virtio_mmio.len() as u64).ok_or(DeviceError::NoRoom)?.start;
+        let (slot, worker) = match &self.pci {
+            Some(pci) => pci.add(device, memory, &self.irqs)?,
+            None => self.add_mmio(device, memory)?,
+        };
+        for counters in slot.counters() {
+            METRICS.devices.add(name.kind(), name.id(), counters);
+        }
+        self.slots.push((name, slot));
+        Ok(worker)
+    }
+
+    fn add_mmio(
+        &mut self,
+        device: Box<dyn VirtioDevice>,
+        memory: &Memory,
+    ) -> Result<(Arc<Slot>, Worker), DeviceError> {
+        let window = virtio_mmio_window(self.virtio_mmio.len() as u64);
+        let base = window.ok_or(DeviceError::NoRoom("virtio-mmio"))?.start;
         let line = self.irqs.allocate()?;
         let transport =
             MmioTransport::new(device, memory.clone(), line.irqfd).map_err(DeviceError::EventFd)?;
@@ -239,16 +281,10 @@ impl Devices {
         for (queue, kick) in (0_u32..).zip(transport.kicks()) {
             self.vm.fd().register_ioevent(kick, &address, queue).map_err(DeviceError::Ioeventfd)?;
         }
-        let worker = transport.worker();
-        for counters in transport.slot().counters() {
-            METRICS.devices.add(name.kind(), name.id(), counters);
-        }
-        self.slots.push((name, Arc::clone(transport.slot())));
-        let transport = Arc::new(Mutex::new(transport));
-        self.mmio.insert(base.0, VIRTIO_MMIO_SIZE, Arc::clone(&transport) as _)?;
-        self.transports.push(transport);
+        let (slot, worker) = (Arc::clone(transport.slot()), transport.worker());
+        self.mmio.insert(base.0, VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(transport)) as _)?;
         self.virtio_mmio.push(MmioDevice { base, size: VIRTIO_MMIO_SIZE, gsi: line.gsi });
-        Ok(worker)
+        Ok((slot, worker))
     }
 
     /// Port I/O.

@@ -2,20 +2,14 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use libc::iovec;
-
-use crate::virtio::iovec::ChainBuffers;
+use super::task::Pieces;
 
 /// Bytes in a sector, the unit of capacity and of every transfer (virtio 1.2, section 5.2.4).
 pub(super) const SECTOR: u64 = 512;
-
-/// Pieces of memory passed to the kernel in one call: a request of the greatest number of segments that we
-/// announce fits, and the array stays small enough for the stack.
-const BATCH: usize = 256;
 
 /// Why a drive cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +46,11 @@ pub enum BlockError {
         /// What the path names, with its article.
         what: &'static str,
     },
-    /// No timer for its rate limiter.
-    #[error("drive {id}: could not make a timer for its rate_limiter")]
-    Limiter {
+    /// No timer for its rate limiter, or nothing to wait for io_uring with.
+    #[error("drive {id}: could not make {what}")]
+    Descriptor {
+        /// What was to be made.
+        what: &'static str,
         /// The drive's name.
         id: String,
         /// What the host said.
@@ -74,25 +70,54 @@ pub enum BlockError {
     },
 }
 
-/// What carries out the transfers of a drive. A call returns when the transfer is complete as far as the page
-/// cache; only `flush` makes writes durable.
-pub(super) trait Disk: Send {
-    /// Fills the first `len` bytes of the writable part of `buffers` from byte `offset` on.
-    fn read(&mut self, offset: u64, buffers: &ChainBuffers<'_>, len: u32) -> io::Result<()>;
-
-    /// Writes the `len` bytes behind the first `skip` of the readable part of `buffers` to byte `offset`.
-    fn write(&mut self, offset: u64, buffers: &ChainBuffers<'_>, skip: u32, len: u32) -> io::Result<()>;
-
-    /// Returns when everything written before is on stable storage.
-    fn flush(&mut self) -> io::Result<()>;
+/// What is asked of the host in one go. Offsets and lengths in bytes.
+#[derive(Debug)]
+pub(super) enum Step<'a> {
+    /// Fill the pieces from `offset` on.
+    Read { offset: u64, pieces: Pieces<'a> },
+    /// Write the pieces to `offset`.
+    Write { offset: u64, pieces: Pieces<'a> },
+    /// Bring everything written before to stable storage.
+    Flush,
+    /// Give the range back to the host.
+    Discard { offset: u64, len: u64 },
+    /// Make the range read as zeros, with its space given back if `unmap`.
+    Zero { offset: u64, len: u64, unmap: bool },
 }
 
-/// A regular file or a block device of the host, used through blocking calls.
+/// What can be done with a drive's backing beyond reading and writing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Abilities {
+    /// [`Step::Discard`].
+    pub discard: bool,
+    /// [`Step::Zero`], at least with `unmap`.
+    pub zero: bool,
+}
+
+/// What carries out the steps of a drive's requests, by blocking calls.
+pub(super) trait Disk: Send {
+    /// Does one step, and returns how many bytes that were; fewer than asked for where the host ended early, 0 at
+    /// the end of the file. Writes are complete as far as the page cache; only a flush makes them durable.
+    fn carry_out(&mut self, step: &Step<'_>) -> io::Result<u64>;
+
+    /// What it can do.
+    fn abilities(&self) -> Abilities;
+
+    /// The descriptor, for io_uring.
+    fn fd(&self) -> RawFd;
+
+    /// The fallocate(2) mode that does `step`, if one does.
+    fn fallocate_mode(&self, step: &Step<'_>) -> Option<libc::c_int>;
+}
+
+/// A regular file or a block device of the host.
 #[derive(Debug)]
 pub(super) struct DiskFile {
     file: File,
     /// Whole sectors at the time of opening.
     sectors: u64,
+    is_block_device: bool,
+    abilities: Abilities,
 }
 
 impl DiskFile {
@@ -128,35 +153,115 @@ impl DiskFile {
                 bytes % SECTOR
             );
         }
-        Ok(Self { file, sectors: bytes / SECTOR })
+        let mut disk = Self {
+            file,
+            sectors: bytes / SECTOR,
+            is_block_device: metadata.file_type().is_block_device(),
+            abilities: Abilities::default(),
+        };
+        if !read_only {
+            disk.abilities = disk.find_abilities(bytes);
+        }
+        Ok(disk)
     }
 
     /// Capacity in sectors.
     pub(super) fn sectors(&self) -> u64 {
         self.sectors
     }
+
+    /// Asks the host without changing anything: a file of `size` bytes has nothing behind its end to take away, and
+    /// a block device says that it discards nothing before it says that the range is not one of whole sectors.
+    fn find_abilities(&self, size: u64) -> Abilities {
+        if self.is_block_device {
+            let refused = self.range_ioctl(BLKDISCARD, 1, 0).err().and_then(|error| error.raw_os_error());
+            // The kernel writes zeros where the device has no better way.
+            return Abilities { discard: refused == Some(libc::EINVAL), zero: true };
+        }
+        let punches = self.fallocate(PUNCH_HOLE, size, SECTOR).is_ok();
+        Abilities { discard: punches, zero: punches }
+    }
+
+    fn fallocate(&self, mode: libc::c_int, offset: u64, len: u64) -> io::Result<u64> {
+        let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        let size = libc::off_t::try_from(len).map_err(io::Error::other)?;
+        // SAFETY: fallocate takes four integers.
+        match unsafe { libc::fallocate(self.file.as_raw_fd(), mode, at, size) } {
+            0 => Ok(len),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn range_ioctl(&self, request: libc::Ioctl, offset: u64, len: u64) -> io::Result<u64> {
+        let range = [offset, len];
+        // SAFETY: both requests read an array of two u64, which lives through the call.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), request, range.as_ptr()) } {
+            0 => Ok(len),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
 }
 
+/// _IO(0x12, 119) and _IO(0x12, 127) of linux/fs.h.
+const BLKDISCARD: libc::Ioctl = 0x1277;
+const BLKZEROOUT: libc::Ioctl = 0x127f;
+
+const PUNCH_HOLE: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const ZERO_RANGE: libc::c_int = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
 impl Disk for DiskFile {
-    fn read(&mut self, offset: u64, buffers: &ChainBuffers<'_>, len: u32) -> io::Result<()> {
-        transfer(offset, buffers.writable_range(0, len), |pieces, count, offset| {
-            // SAFETY: the pieces are writable guest memory, kept mapped by the borrow of `buffers`; nobody
-            // makes Rust references to it.
-            unsafe { libc::preadv(self.file.as_raw_fd(), pieces, count, offset) }
-        })
+    fn carry_out(&mut self, step: &Step<'_>) -> io::Result<u64> {
+        let fd = self.file.as_raw_fd();
+        match *step {
+            Step::Read { offset, pieces } => {
+                let (at, count) = position(offset, pieces)?;
+                // SAFETY: the pieces are writable guest memory, kept mapped through the borrow in `step`; nobody
+                // makes Rust references to it.
+                moved(unsafe { libc::preadv(fd, pieces.as_ptr(), count, at) })
+            }
+            Step::Write { offset, pieces } => {
+                let (at, count) = position(offset, pieces)?;
+                // SAFETY: the pieces are guest memory, kept mapped through the borrow in `step`; the kernel only
+                // reads it.
+                moved(unsafe { libc::pwritev(fd, pieces.as_ptr(), count, at) })
+            }
+            Step::Flush => self.file.sync_data().map(|()| 0),
+            Step::Discard { offset, len } | Step::Zero { offset, len, .. } => match self.fallocate_mode(step)
+            {
+                Some(mode) => self.fallocate(mode, offset, len),
+                None => {
+                    let discard = matches!(step, Step::Discard { .. });
+                    self.range_ioctl(if discard { BLKDISCARD } else { BLKZEROOUT }, offset, len)
+                }
+            },
+        }
     }
 
-    fn write(&mut self, offset: u64, buffers: &ChainBuffers<'_>, skip: u32, len: u32) -> io::Result<()> {
-        transfer(offset, buffers.readable_range(skip, len), |pieces, count, offset| {
-            // SAFETY: the pieces are guest memory, kept mapped by the borrow of `buffers`; the kernel only
-            // reads it.
-            unsafe { libc::pwritev(self.file.as_raw_fd(), pieces, count, offset) }
-        })
+    fn abilities(&self) -> Abilities {
+        self.abilities
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.sync_data()
+    fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
+
+    fn fallocate_mode(&self, step: &Step<'_>) -> Option<libc::c_int> {
+        match step {
+            _ if self.is_block_device => None,
+            Step::Discard { .. } | Step::Zero { unmap: true, .. } => Some(PUNCH_HOLE),
+            Step::Zero { unmap: false, .. } => Some(ZERO_RANGE),
+            Step::Read { .. } | Step::Write { .. } | Step::Flush => None,
+        }
+    }
+}
+
+fn position(offset: u64, pieces: Pieces<'_>) -> io::Result<(libc::off_t, libc::c_int)> {
+    let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    Ok((at, libc::c_int::try_from(pieces.len()).map_err(io::Error::other)?))
+}
+
+fn moved(result: isize) -> io::Result<u64> {
+    u64::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
 /// Says what `metadata` describes, if that cannot be a drive.
@@ -173,60 +278,6 @@ fn unsuitable(metadata: &Metadata) -> Option<&'static str> {
     } else {
         Some("a socket")
     }
-}
-
-/// Repeats `call`, which transfers a prefix of some pieces from or to a byte offset, until all `pieces` are
-/// done.
-fn transfer(
-    mut offset: u64,
-    mut pieces: impl Iterator<Item = iovec>,
-    mut call: impl FnMut(*const iovec, libc::c_int, libc::off_t) -> isize,
-) -> io::Result<()> {
-    let mut batch = [iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
-    loop {
-        let mut filled = 0;
-        // In this order zip takes no piece that has no slot.
-        for (slot, piece) in batch.iter_mut().zip(&mut pieces) {
-            *slot = piece;
-            filled += 1;
-        }
-        if filled == 0 {
-            return Ok(());
-        }
-        let mut left = &mut batch[..filled];
-        while !left.is_empty() {
-            let count = libc::c_int::try_from(left.len()).map_err(io::Error::other)?;
-            let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-            match usize::try_from(call(left.as_ptr(), count, at)) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(done) => {
-                    offset += u64::try_from(done).map_err(io::Error::other)?;
-                    left = advance(left, done);
-                }
-                Err(_) => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// What is left of `pieces` behind their first `done` bytes.
-fn advance(pieces: &mut [iovec], mut done: usize) -> &mut [iovec] {
-    let mut whole = 0;
-    while let Some(piece) = pieces.get_mut(whole) {
-        if done < piece.iov_len {
-            piece.iov_base = piece.iov_base.wrapping_byte_add(done);
-            piece.iov_len -= done;
-            break;
-        }
-        done -= piece.iov_len;
-        whole += 1;
-    }
-    &mut pieces[whole..]
 }
 
 #[cfg(test)]

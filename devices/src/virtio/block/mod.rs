@@ -1,40 +1,59 @@
-//! virtio-blk (virtio 1.2, section 5.2): one request queue, served by blocking calls on the thread that the
-//! queue's events arrive on. A request that the rate limiter holds back stays in the ring.
+//! virtio-blk (virtio 1.2, section 5.2). Requests are served on the thread that the queues' events arrive on, by
+//! blocking calls or by io_uring. A request that the rate limiter holds back stays in the ring.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`request`] | what a chain asks for |
+//! | [`drive`] | which requests are taken, and what became of them |
+//! | [`task`] | requests under way |
+//! | [`server`] | from the queues to the disk and back |
+//! | [`polling`] | looking again before going to sleep |
+//! | [`engine`], [`uring`] | blocking calls, or io_uring |
+//! | [`disk`] | the file or block device |
 
 mod disk;
+mod drive;
+mod engine;
+mod polling;
 mod request;
+mod server;
+mod task;
+mod uring;
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::GuestAddressSpace;
-use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::epoll::{Epoll, EventSet};
 
 pub use disk::BlockError;
-use disk::{Disk, DiskFile};
-use request::{HEADER_LEN, Request, Status};
+use disk::{Abilities, Disk, DiskFile};
+use drive::{Drive, MAX_CLEARED_SECTORS};
+use engine::Engine;
+use server::Server;
+use uring::Uring;
 
-use super::device::{Activation, DeviceError, EventSource, Memory, VirtioDevice};
-use super::iovec::{ChainBuffers, ChainError, ChainIovecs};
-use super::virtqueue::{BYTES_PER_EVENT, Turn, Virtqueue};
+use super::device::{Activation, DeviceError, EventSource, VirtioDevice};
 use crate::rate_limiter::{LimiterConfig, LimiterUpdate, RateLimiter};
 
-/// Descriptors in the request queue.
+/// Descriptors in a request queue.
 const QUEUE_SIZE: u16 = 256;
 
 /// Data segments in one request: the queue's size less the descriptors of header and status. A driver that is
 /// not told any number uses a single segment.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 
-/// Length of the configuration space: capacity, size_max, seg_max.
-const CONFIG_LEN: usize = 16;
+/// A hint for the alignment of discards: the usual block of a file system, 4 KiB, in sectors.
+const DISCARD_ALIGNMENT: u32 = 8;
+
+/// Length of the configuration space: struct virtio_blk_config up to write_zeroes_may_unmap and its padding.
+const CONFIG_LEN: usize = 60;
 
 /// What the host does for the durability of writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +64,15 @@ pub enum CacheType {
     /// A flush completes after everything written before it is on stable storage. For a driver that does not
     /// use flushes, each write does.
     Writeback,
+}
+
+/// How requests reach the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoEngine {
+    /// By blocking calls, one after the other.
+    Sync,
+    /// By io_uring, many at a time; by blocking calls where the kernel does not let us.
+    Async,
 }
 
 /// What a drive is made of.
@@ -58,6 +86,10 @@ pub struct BlockConfig {
     pub read_only: bool,
     /// How durable writes are.
     pub cache: CacheType,
+    /// How requests are carried out.
+    pub engine: IoEngine,
+    /// Request queues, 1 or more. One thread serves them all.
+    pub queues: u16,
     /// Limits of its requests, and of the bytes that they read and write.
     pub limiter: LimiterConfig,
 }
@@ -68,23 +100,30 @@ pub struct Block {
     limiter: RateLimiter,
     features: u64,
     config: [u8; CONFIG_LEN],
-    iovecs: ChainIovecs,
-    running: Option<Running>,
-}
-
-struct Running {
-    memory: Memory,
-    queue: Virtqueue,
+    queue_sizes: Vec<u16>,
+    /// For [`IoEngine::Async`]: ready to read when something that io_uring does has ended.
+    completions: Option<Epoll>,
+    fallen_back: bool,
+    running: Option<Server>,
 }
 
 impl Block {
     /// Opens the drive's file. Its capacity is the file's size now, in whole sectors of 512 bytes.
     pub fn new(config: BlockConfig) -> Result<Self, BlockError> {
         let disk = DiskFile::open(&config.id, &config.path, config.read_only)?;
-        let limiter = RateLimiter::new(config.limiter)
-            .map_err(|source| BlockError::Limiter { id: config.id.clone(), source })?;
+        let failed = |what| {
+            let id = config.id.clone();
+            move |source| BlockError::Descriptor { id, what, source }
+        };
+        let limiter = RateLimiter::new(config.limiter).map_err(failed("a timer for its rate_limiter"))?;
+        let completions = match config.engine {
+            IoEngine::Sync => None,
+            IoEngine::Async => Some(Epoll::new().map_err(failed("an epoll for its io_uring"))?),
+        };
         let sectors = disk.sectors();
-        Ok(Self::with_disk(config, Box::new(disk), sectors, limiter))
+        let mut block = Self::with_disk(config, Box::new(disk), sectors, limiter);
+        block.completions = completions;
+        Ok(block)
     }
 
     fn with_disk(config: BlockConfig, disk: Box<dyn Disk>, sectors: u64, limiter: RateLimiter) -> Self {
@@ -92,50 +131,54 @@ impl Block {
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_BLK_F_SEG_MAX;
-        if config.read_only {
-            features |= 1 << VIRTIO_BLK_F_RO;
+        let abilities = disk.abilities();
+        for (offered, feature) in [
+            (config.read_only, VIRTIO_BLK_F_RO),
+            (config.cache == CacheType::Writeback, VIRTIO_BLK_F_FLUSH),
+            (config.queues > 1, VIRTIO_BLK_F_MQ),
+            (abilities.discard, VIRTIO_BLK_F_DISCARD),
+            (abilities.zero, VIRTIO_BLK_F_WRITE_ZEROES),
+        ] {
+            features |= u64::from(offered) << feature;
         }
-        if config.cache == CacheType::Writeback {
-            features |= 1 << VIRTIO_BLK_F_FLUSH;
-        }
-        let mut space = [0; CONFIG_LEN];
-        space[12..].copy_from_slice(&SEG_MAX.to_le_bytes());
         let mut block = Self {
-            drive: Drive {
-                disk,
-                sectors: 0,
-                id: config.id,
-                read_only: config.read_only,
-                cache: config.cache,
-                flush_each_write: false,
-                flush_failed: false,
-                failed_before: false,
-            },
+            drive: Drive::new(config.id, disk, sectors, config.read_only, config.cache),
             limiter,
             features,
-            config: space,
-            iovecs: ChainIovecs::new(),
+            config: configuration_space(config.queues, abilities),
+            queue_sizes: vec![QUEUE_SIZE; usize::from(config.queues.max(1))],
+            completions: None,
+            fallen_back: false,
             running: None,
         };
-        block.set_sectors(sectors);
+        block.tell_capacity();
         block
     }
 
-    /// Sets the capacity, also where the driver reads it.
-    fn set_sectors(&mut self, sectors: u64) {
-        self.drive.sectors = sectors;
-        self.config[..8].copy_from_slice(&sectors.to_le_bytes());
+    /// Has the driver read the capacity.
+    fn tell_capacity(&mut self) {
+        self.config[..8].copy_from_slice(&self.drive.sectors.to_le_bytes());
     }
 
     /// Puts the file that is now at `path` in the place of the drive's file, also when the path is the same: another
     /// file may be there by now. The capacity becomes that of the new file; what may be done with the drive stays
-    /// as it was. On an error nothing changes.
+    /// as it was. What is in flight on the old file ends there; what has only half been done begins anew on the new
+    /// one. On an error nothing changes.
     ///
     /// To be called through [`Slot::update`](super::slot::Slot::update), which tells the driver.
     pub fn reopen(&mut self, path: &Path) -> Result<(), BlockError> {
         let disk = DiskFile::open(&self.drive.id, path, self.drive.read_only)?;
-        self.set_sectors(disk.sectors());
-        self.drive.replace_disk(Box::new(disk));
+        let sectors = disk.sectors();
+        match &mut self.running {
+            Some(server) => {
+                if let Err(error) = server.replace_disk(&mut self.drive, Box::new(disk), sectors) {
+                    // The next event meets it again, and then the device needs a reset.
+                    log::debug!("drive {}: {}", self.drive.id, resources::chain(&error));
+                }
+            }
+            None => self.drive.replace_disk(Box::new(disk), sectors),
+        }
+        self.tell_capacity();
         Ok(())
     }
 
@@ -144,38 +187,56 @@ impl Block {
         self.limiter.update(update);
     }
 
-    /// Carries out what is available, as far as the limiter and the share of one event go.
     fn serve(&mut self) -> Result<(), DeviceError> {
-        let Some(Running { memory, queue }) = &mut self.running else {
-            return Ok(());
-        };
-        if self.limiter.is_blocked() {
-            return Ok(());
+        match &mut self.running {
+            Some(server) => server.serve(&mut self.drive, &mut self.limiter),
+            None => Ok(()),
         }
-        let memory = memory.memory();
-        let mut moved = 0;
-        queue.serve_while(&memory, |chain| {
-            let parsed = self.iovecs.fill(chain, &memory).map(|buffers| (Request::parse(&buffers), buffers));
-            let len = match &parsed {
-                Ok((Ok(request), _)) => u64::from(request.data_len()),
-                _ => 0,
-            };
-            if !self.limiter.consume(1, len) {
-                return Turn::Held;
-            }
-            let written = match parsed {
-                Ok((request, buffers)) => self.drive.serve(request, &buffers),
-                Err(error) => {
-                    log::debug!("drive {}: {error}", self.drive.id);
-                    0
-                }
-            };
-            // Cannot overflow: it ends with the first request that goes beyond the limit.
-            moved += len;
-            if moved < BYTES_PER_EVENT { Turn::Used(written) } else { Turn::Last(written) }
-        })?;
-        Ok(())
     }
+
+    /// What carries out the requests. Runs on the thread that serves the device.
+    fn engine(&mut self) -> Engine {
+        let Some(completions) = &self.completions else { return Engine::Blocking };
+        match Uring::new(self.drive.disk.fd(), completions) {
+            Ok(ring) => Engine::Uring(Box::new(ring)),
+            Err(error) => {
+                // Drivers can start a device as often as they like.
+                let level = if self.fallen_back { log::Level::Debug } else { log::Level::Warn };
+                self.fallen_back = true;
+                log::log!(
+                    level,
+                    "drive {}: io_engine \"Async\" cannot be had, so requests are blocking as with \"Sync\": {}",
+                    self.drive.id,
+                    resources::chain(&error)
+                );
+                Engine::Blocking
+            }
+        }
+    }
+}
+
+/// The configuration space of a drive of no capacity (virtio 1.2, section 5.2.4). Fields of features that are not
+/// offered are 0.
+fn configuration_space(queues: u16, abilities: Abilities) -> [u8; CONFIG_LEN] {
+    let mut space = [0; CONFIG_LEN];
+    let mut put = |offset: usize, value: u32| space[offset..][..4].copy_from_slice(&value.to_le_bytes());
+    put(12, SEG_MAX);
+    if abilities.discard {
+        // max_discard_sectors, max_discard_seg, discard_sector_alignment
+        put(36, MAX_CLEARED_SECTORS);
+        put(40, 1);
+        put(44, DISCARD_ALIGNMENT);
+    }
+    if abilities.zero {
+        // max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap
+        put(48, MAX_CLEARED_SECTORS);
+        put(52, 1);
+        put(56, 1);
+    }
+    if queues > 1 {
+        space[34..36].copy_from_slice(&queues.to_le_bytes());
+    }
+    space
 }
 
 impl VirtioDevice for Block {
@@ -188,7 +249,7 @@ impl VirtioDevice for Block {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn config(&self) -> &[u8] {
@@ -196,148 +257,43 @@ impl VirtioDevice for Block {
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        let queue = activation
-            .queues
-            .into_iter()
-            .next()
-            .flatten()
-            .ok_or(DeviceError::Driver("did not enable the request queue of a drive"))?;
+        if activation.queues.iter().all(Option::is_none) {
+            return Err(DeviceError::Driver("did not enable any request queue of a drive"));
+        }
+        let has = |feature: u32| activation.features & (1 << feature) != 0;
         // Virtio 1.2, section 5.2.5.1: a driver without flushes may take writes for durable.
-        self.drive.flush_each_write =
-            self.drive.cache == CacheType::Writeback && activation.features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
-        self.running = Some(Running { memory: activation.memory, queue });
+        self.drive.flush_each_write = self.drive.cache == CacheType::Writeback && !has(VIRTIO_BLK_F_FLUSH);
+        self.drive.negotiated =
+            Abilities { discard: has(VIRTIO_BLK_F_DISCARD), zero: has(VIRTIO_BLK_F_WRITE_ZEROES) };
+        let engine = self.engine();
+        self.running = Some(Server::new(engine, activation.memory, activation.queues));
         Ok(())
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        vec![EventSource { fd: self.limiter.as_raw_fd(), events: EventSet::IN | EventSet::EDGE_TRIGGERED }]
+        let timer =
+            EventSource { fd: self.limiter.as_raw_fd(), events: EventSet::IN | EventSet::EDGE_TRIGGERED };
+        // Ready only while there is something to take from a ring.
+        let completions =
+            self.completions.iter().map(|epoll| EventSource { fd: epoll.as_raw_fd(), events: EventSet::IN });
+        std::iter::once(timer).chain(completions).collect()
     }
 
     fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {
         self.serve()
     }
 
-    fn source_event(&mut self, _fd: RawFd) -> Result<(), DeviceError> {
-        self.limiter.event();
+    fn source_event(&mut self, fd: RawFd) -> Result<(), DeviceError> {
+        if fd == self.limiter.as_raw_fd() {
+            self.limiter.event();
+        }
         self.serve()
     }
 
     fn reset(&mut self) {
+        // Waits for what is in flight.
         self.running = None;
         self.limiter.release();
-    }
-}
-
-/// What requests are carried out on.
-struct Drive {
-    disk: Box<dyn Disk>,
-    sectors: u64,
-    id: String,
-    read_only: bool,
-    cache: CacheType,
-    flush_each_write: bool,
-    /// After a failed flush the kernel takes the lost pages for clean, and the next flush would succeed
-    /// without them. So none does any more.
-    flush_failed: bool,
-    failed_before: bool,
-}
-
-impl Drive {
-    /// Goes on with another disk.
-    fn replace_disk(&mut self, disk: Box<dyn Disk>) {
-        // No flush reaches the old file any more, and the driver may still ask for one of what it wrote.
-        if self.cache == CacheType::Writeback
-            && !self.read_only
-            && let Err(error) = self.disk.flush()
-        {
-            log::warn!("drive {}: writes to the file that was replaced may be lost: {error}", self.id);
-        }
-        self.disk = disk;
-        self.flush_failed = false;
-        self.failed_before = false;
-    }
-
-    /// Carries out `request`, parsed from `buffers`, and returns how many bytes were written into them.
-    fn serve(&mut self, request: Result<Request, ChainError>, buffers: &ChainBuffers<'_>) -> u32 {
-        let Some(status_at) = buffers.writable_len().checked_sub(1) else {
-            log::debug!("drive {}: a request has no room for its status", self.id);
-            return 0;
-        };
-        let (status, data) = match request {
-            Ok(request) => self.execute(request, buffers),
-            Err(error) => {
-                log::debug!("drive {}: {error}", self.id);
-                (Status::IoErr, 0)
-            }
-        };
-        match buffers.write_at(status_at, &[status as u8]) {
-            Ok(()) => data + 1,
-            Err(error) => {
-                log::debug!("drive {}: {error}", self.id);
-                data
-            }
-        }
-    }
-
-    /// The status of `request`, and how many bytes of data it wrote into `buffers`.
-    fn execute(&mut self, request: Request, buffers: &ChainBuffers<'_>) -> (Status, u32) {
-        let result = match request {
-            Request::In { sector, len } => match request::offset(sector, len, self.sectors) {
-                Some(offset) => self.disk.read(offset, buffers, len).map(|()| len),
-                None => return (Status::IoErr, 0),
-            },
-            Request::Out { .. } if self.read_only => return (Status::IoErr, 0),
-            Request::Out { sector, len } => match request::offset(sector, len, self.sectors) {
-                Some(offset) => self.write(offset, buffers, len).map(|()| 0),
-                None => return (Status::IoErr, 0),
-            },
-            Request::Flush => match self.cache {
-                CacheType::Unsafe => Ok(0),
-                CacheType::Writeback => self.flush().map(|()| 0),
-            },
-            Request::GetId { len } => return self.tell_id(buffers, len),
-            Request::Unsupported(_) => return (Status::Unsupported, 0),
-        };
-        match result {
-            Ok(written) => (Status::Ok, written),
-            Err(error) => {
-                self.report(request, &error);
-                (Status::IoErr, 0)
-            }
-        }
-    }
-
-    fn write(&mut self, offset: u64, buffers: &ChainBuffers<'_>, len: u32) -> io::Result<()> {
-        self.disk.write(offset, buffers, HEADER_LEN, len)?;
-        if self.flush_each_write { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.flush_failed {
-            return Err(io::Error::other("an earlier flush failed, and with it writes were lost"));
-        }
-        let result = self.disk.flush();
-        self.flush_failed = result.is_err();
-        result
-    }
-
-    /// Answers a request for the name: 20 bytes, filled up with zeros (virtio 1.2, section 5.2.6.2).
-    fn tell_id(&self, buffers: &ChainBuffers<'_>, len: u32) -> (Status, u32) {
-        let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
-        for (to, from) in id.iter_mut().zip(self.id.bytes()) {
-            *to = from;
-        }
-        if len < VIRTIO_BLK_ID_BYTES || buffers.write_at(0, &id).is_err() {
-            return (Status::IoErr, 0);
-        }
-        (Status::Ok, VIRTIO_BLK_ID_BYTES)
-    }
-
-    /// Logs a failure of the host's; only the first one loudly, because the guest may repeat it at will.
-    fn report(&mut self, request: Request, error: &io::Error) {
-        let level = if self.failed_before { log::Level::Debug } else { log::Level::Warn };
-        self.failed_before = true;
-        log::log!(level, "drive {}: {request:?}: {error}", self.id);
     }
 }
 

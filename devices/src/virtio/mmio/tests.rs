@@ -129,9 +129,9 @@ fn a_reset_leaves_nothing() {
     assert_eq!(fixture.log.take(), [Call::Reset], "before the write has ended");
     assert_eq!([0x60, 0x70, 0x44].map(|offset| fixture.read(offset)), [0; 3]);
     fixture.start();
-    fixture.transport.shutdown();
+    fixture.transport.slot().reset();
     assert_eq!(fixture.log.take(), [Call::Reset]);
-    fixture.transport.shutdown();
+    fixture.transport.slot().reset();
     assert_eq!(fixture.run(), []);
 }
 
@@ -288,7 +288,7 @@ fn no_sequence_of_accesses_does_harm() {
     let count = |wanted: fn(&Call) -> bool| calls.iter().filter(|call| wanted(call)).count();
     assert!(count(|call| matches!(call, Call::Start(..))) > 100, "the accesses get somewhere");
     assert!(count(|call| matches!(call, Call::Queue(_))) > 100);
-    fixture.transport.shutdown();
+    fixture.transport.slot().reset();
     fixture.run();
     fixture.start();
 }

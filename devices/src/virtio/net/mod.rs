@@ -1,174 +1,64 @@
-//! virtio-net (virtio 1.2, section 5.1) on a TAP of the host: one queue in each direction, served by the kernel's
-//! vhost-net where it is to be had, else by us; and by us where somebody has to look at the packets.
+//! virtio-net (virtio 1.2, section 5.1) on a TAP of the host: pairs of queues, each with a queue of the TAP, served by
+//! the kernel's vhost-net where it is to be had, else by us; and by us where somebody has to look at the packets.
 
+mod config;
+mod control;
+mod detour;
+mod features;
+mod lent;
+mod link;
+mod receive;
 mod tap;
 mod userspace;
 mod vhost;
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU,
-};
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
+use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
+use config::choose_vhost;
+pub use config::{NetConfig, NetError, VhostMode};
+use features::{has_control, has_merged_buffers, has_pairs, offered, offloads};
+use link::LinkWatch;
 use tap::Tap;
 pub use tap::TapError;
 use userspace::Userspace;
 use vhost::Vhost;
 
-use super::device::{Activation, DeviceError, EventSource, Server, VirtioDevice};
+use super::device::{Activation, DeviceError, EventSource, Memory, Server, VirtioDevice};
+use super::iovec::ChainIovecs;
 use super::virtqueue::Virtqueue;
-use crate::mmds::MmdsPort;
-use crate::rate_limiter::{LimiterConfig, LimiterUpdate};
+use crate::rate_limiter::LimiterUpdate;
 
-/// Index of the queue that packets to the guest travel on.
-const RX: usize = 0;
-/// Index of the queue that packets from the guest travel on.
-const TX: usize = 1;
 /// Descriptors in each queue.
 const QUEUE_SIZE: u16 = 256;
 
-/// Bytes of the header before every packet, on the queues as on the TAP (virtio 1.2, section 5.1.6).
+/// Bytes of the header before every packet, on the queues as on the TAP (virtio 1.2, section 5.1.6): with VERSION_1 it
+/// is always the long one.
 const HEADER_LEN: u32 = 12;
 
 /// Length of the configuration space: mac, status, max_virtqueue_pairs, mtu.
 const CONFIG_LEN: usize = 12;
 
-/// The least MTU that a device may name (virtio 1.2, section 5.1.4.1).
-const MTU_MIN: u16 = 68;
-
-/// What VERSION_1 and the rings need, whoever serves them.
-const RING_FEATURES: u64 =
-    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-
-/// What the TAP does: unfinished checksums and segmentation in both directions.
-const TAP_FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
-    | 1 << VIRTIO_NET_F_GUEST_CSUM
-    | 1 << VIRTIO_NET_F_GUEST_TSO4
-    | 1 << VIRTIO_NET_F_GUEST_TSO6
-    | 1 << VIRTIO_NET_F_HOST_TSO4
-    | 1 << VIRTIO_NET_F_HOST_TSO6;
-
-/// Why a network interface cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// Its TAP cannot be used.
-    #[error("network interface {id}: could not attach to its TAP")]
-    Tap {
-        /// The interface's name.
-        id: String,
-        /// Why.
-        source: TapError,
-    },
-    /// vhost-net was demanded and is not to be had.
-    #[error(
-        "network interface {id}: could not use /dev/vhost-net: load the module vhost_net and give this user \
-         access, or set vhost to auto or off"
-    )]
-    Vhost {
-        /// The interface's name.
-        id: String,
-        /// What the host said.
-        source: io::Error,
-    },
-    /// vhost-net was demanded, and something that needs to see the packets.
-    #[error(
-        "network interface {id}: vhost \"on\" and {field} exclude each other, because vhost-net moves the packets \
-         inside the kernel: set vhost to auto or off, or leave out {field}"
-    )]
-    Exclusive {
-        /// The interface's name.
-        id: String,
-        /// What needs to see the packets, as it is called in the configuration.
-        field: &'static str,
-    },
-    /// A limit for packets that we do not see.
-    #[error(
-        "network interface {id}: a rate limiter cannot be set now, because vhost-net moves the packets inside the \
-         kernel: give the interface a rate limiter, or set its vhost to off, before the microVM starts"
-    )]
-    Unlimitable {
-        /// The interface's name.
-        id: String,
-    },
-    /// No timers for its rate limiters or the metadata service.
-    #[error("network interface {id}: could not make its timers")]
-    Timer {
-        /// The interface's name.
-        id: String,
-        /// What the host said.
-        source: io::Error,
-    },
-    /// The MTU is out of range.
-    #[error("network interface {id}: an MTU of {mtu} is too small: use at least {MTU_MIN}, or leave it out")]
-    Mtu {
-        /// The interface's name.
-        id: String,
-        /// What was asked for.
-        mtu: u16,
-    },
-}
-
-/// Whether the kernel's vhost-net moves the packets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum VhostMode {
-    /// If /dev/vhost-net can be used, and nothing needs to see the packets.
-    #[default]
-    Auto,
-    /// Or there is no device.
-    On,
-    /// Never.
-    Off,
-}
-
-/// What a network interface is made of.
-pub struct NetConfig {
-    /// The interface's name, for messages.
-    pub id: String,
-    /// Name of an existing TAP in our network namespace.
-    pub tap: String,
-    /// The guest's address; without one the guest chooses.
-    pub mac: Option<[u8; 6]>,
-    /// Who moves the packets.
-    pub vhost: VhostMode,
-    /// The MTU that the guest is told, in bytes.
-    pub mtu: Option<u16>,
-    /// Limits of the packets to the guest, and of their bytes.
-    pub rx_limiter: LimiterConfig,
-    /// Limits of the packets from the guest, and of their bytes.
-    pub tx_limiter: LimiterConfig,
-    /// The metadata service, if the guest has it on this interface. Its packets never reach the TAP, and no limit
-    /// counts them.
-    pub mmds: Option<MmdsPort>,
-}
-
-impl NetConfig {
-    /// The field, by its name in the configuration, that needs to see the packets.
-    fn needs_packets(&self) -> Option<&'static str> {
-        [
-            ("rx_rate_limiter", !self.rx_limiter.is_unlimited()),
-            ("tx_rate_limiter", !self.tx_limiter.is_unlimited()),
-            ("mmds-config", self.mmds.is_some()),
-        ]
-        .into_iter()
-        .find_map(|(field, needs)| needs.then_some(field))
-    }
-}
+/// Where the configuration space says whether the link is up, in 16 bits.
+const STATUS_AT: usize = 6;
 
 /// A virtio network device.
 pub struct Net {
     id: String,
-    tap: Tap,
+    /// The queues of the TAP, one for each pair.
+    taps: Vec<Tap>,
     backend: Backend,
     features: u64,
     config: [u8; CONFIG_LEN],
+    config_changed: bool,
+    queue_sizes: Vec<u16>,
+    /// `None` if the host does not let us hear of it.
+    link: Option<LinkWatch>,
+    running: Option<Running>,
 }
 
 enum Backend {
@@ -176,20 +66,29 @@ enum Backend {
     Vhost(Vhost),
 }
 
-/// The queues of a started device.
+/// The queues of a pair.
 struct Queues {
     rx: Virtqueue,
     tx: Virtqueue,
 }
 
+/// A started device.
+struct Running {
+    memory: Memory,
+    control: Option<Virtqueue>,
+    iovecs: ChainIovecs,
+    /// Pairs that the driver enabled.
+    pairs: usize,
+    /// Pairs in use: the first one, until the driver says how many (virtio 1.2, section 5.1.6.5.5).
+    active: usize,
+}
+
 impl Net {
     /// Attaches to the TAP and, where asked for, opens /dev/vhost-net. Starts nothing.
     pub fn new(mut config: NetConfig) -> Result<Self, NetError> {
-        if let Some(mtu) = config.mtu.filter(|&mtu| mtu < MTU_MIN) {
-            return Err(NetError::Mtu { id: config.id, mtu });
-        }
-        let tap = match Tap::open(&config.tap) {
-            Ok(tap) => tap,
+        config.check()?;
+        let taps = match Tap::open(&config.tap, config.queues) {
+            Ok(taps) => taps,
             Err(source) => return Err(NetError::Tap { id: config.id, source }),
         };
         let backend = match choose_vhost(&config)? {
@@ -199,25 +98,44 @@ impl Net {
                 Err(source) => return Err(NetError::Timer { id: config.id, source }),
             },
         };
-        Ok(Self::with_backend(config, tap, backend))
+        let net = Self::with_backend(config, taps, backend);
+        let by = if net.is_on_vhost() { "vhost-net" } else { "Pinfold itself" };
+        log::info!("network interface {}: its packets are moved by {by}", net.id);
+        Ok(net)
     }
 
-    fn with_backend(config: NetConfig, tap: Tap, backend: Backend) -> Self {
-        let mut features = TAP_FEATURES
-            | match &backend {
-                Backend::Userspace(_) => RING_FEATURES,
-                Backend::Vhost(vhost) => vhost.features() & (RING_FEATURES | 1 << VIRTIO_NET_F_MRG_RXBUF),
-            };
+    fn with_backend(config: NetConfig, taps: Vec<Tap>, backend: Backend) -> Self {
+        let vhost = match &backend {
+            Backend::Userspace(_) => None,
+            Backend::Vhost(vhost) => Some(vhost.features()),
+        };
         let mut space = [0; CONFIG_LEN];
-        if let Some(mac) = config.mac {
-            features |= 1 << VIRTIO_NET_F_MAC;
-            space[..6].copy_from_slice(&mac);
+        space[..6].copy_from_slice(&config.mac.unwrap_or_default());
+        space[STATUS_AT..8].copy_from_slice(&status(true));
+        if config.queues > 1 {
+            space[8..10].copy_from_slice(&u16::from(config.queues).to_le_bytes());
         }
-        if let Some(mtu) = config.mtu {
-            features |= 1 << VIRTIO_NET_F_MTU;
-            space[10..].copy_from_slice(&mtu.to_le_bytes());
+        space[10..].copy_from_slice(&config.mtu.unwrap_or_default().to_le_bytes());
+        let queues = usize::from(config.queues);
+        let link = LinkWatch::new()
+            .inspect_err(|error| log::warn!("will not hear when TAP {} goes: {error}", config.tap))
+            .ok();
+        Self {
+            features: offered(&config, vhost),
+            id: config.id,
+            taps,
+            backend,
+            config: space,
+            config_changed: false,
+            queue_sizes: vec![QUEUE_SIZE; if queues > 1 { 2 * queues + 1 } else { 2 }],
+            link,
+            running: None,
         }
-        Self { id: config.id, tap, backend, features, config: space }
+    }
+
+    /// Whether the kernel's vhost-net moves the packets, and not we.
+    pub fn is_on_vhost(&self) -> bool {
+        matches!(self.backend, Backend::Vhost(_))
     }
 
     /// Changes the limits of both directions from the next packet on. Refused, changing nothing, if it would set a
@@ -234,54 +152,125 @@ impl Net {
         }
         Ok(())
     }
-}
 
-/// Opens vhost-net if it is to move the packets.
-fn choose_vhost(config: &NetConfig) -> Result<Option<Vhost>, NetError> {
-    let id = || config.id.clone();
-    match (config.vhost, config.needs_packets()) {
-        (VhostMode::Off, _) => return Ok(None),
-        (VhostMode::On, Some(field)) => return Err(NetError::Exclusive { id: id(), field }),
-        (VhostMode::Auto, Some(field)) => {
-            log::info!("network interface {}: not using /dev/vhost-net because of {field}", config.id);
-            return Ok(None);
-        }
-        (VhostMode::On | VhostMode::Auto, None) => {}
+    fn link_is_up(&self) -> bool {
+        self.config[STATUS_AT..8] == status(true)
     }
-    match open_vhost() {
-        Ok(vhost) => Ok(Some(vhost)),
-        Err(source) if config.vhost == VhostMode::On => Err(NetError::Vhost { id: id(), source }),
-        Err(error) => {
-            log::info!("network interface {}: not using /dev/vhost-net: {error}", config.id);
-            Ok(None)
+
+    /// Interfaces of the host changed. Without its TAP the guest's cable is unplugged, for good.
+    fn check_link(&mut self) {
+        if self.link_is_up() && !self.taps.iter().take(1).all(Tap::exists) {
+            log::warn!("network interface {}: its TAP is gone; the guest sees a dead link", self.id);
+            self.config[STATUS_AT..8].copy_from_slice(&status(false));
+            self.config_changed = true;
         }
     }
+
+    /// Starts what moves packets, with the first pair in use.
+    fn start_backend(
+        &mut self,
+        activation: &Activation,
+        pairs: Vec<Queues>,
+        control: Option<&Virtqueue>,
+    ) -> Result<(), DeviceError> {
+        let Activation { memory, features, interrupt, .. } = activation;
+        match &mut self.backend {
+            Backend::Userspace(userspace) => {
+                userspace.start(memory, pairs, has_merged_buffers(*features));
+            }
+            Backend::Vhost(vhost) => {
+                vhost.start(memory, &pairs, *features, interrupt.as_ref())?;
+                if let Some(control) = control {
+                    vhost.watch(control.kick())?;
+                }
+            }
+        }
+        if self.link_is_up() { self.enable(0) } else { Ok(()) }
+    }
+
+    /// Does what the driver asks for on its control queue.
+    fn serve_control(&mut self) -> Result<(), DeviceError> {
+        let Some(mut running) = self.running.take() else { return Ok(()) };
+        let Running { memory, control, iovecs, pairs, active } = &mut running;
+        let served = control.as_mut().map_or(Ok(()), |queue| {
+            // Before what it announces is done, so that nothing announced meanwhile is lost.
+            let _ = queue.kick().read();
+            control::serve(queue, &memory.memory(), iovecs, |count| {
+                let count = usize::from(count);
+                (1..=*pairs).contains(&count) && self.set_active(active, count)
+            })
+        });
+        let taps = &self.taps[..*active];
+        self.running = Some(running);
+        served?;
+        // What came to a pair before it was in use.
+        if let Backend::Userspace(userspace) = &mut self.backend {
+            for pair in 0..taps.len() {
+                userspace.receive(pair, taps)?;
+                userspace.send(pair, taps)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Uses the first `count` pairs instead of the first `active`. What the host refuses is undone.
+    fn set_active(&mut self, active: &mut usize, count: usize) -> bool {
+        while *active > count {
+            *active -= 1;
+            self.disable(*active);
+        }
+        let before = *active;
+        while *active < count {
+            if let Err(error) = self.enable(*active) {
+                log::warn!("network interface {}: {}", self.id, resources::chain(&error));
+                while *active > before {
+                    *active -= 1;
+                    self.disable(*active);
+                }
+                return false;
+            }
+            *active += 1;
+        }
+        true
+    }
+
+    /// Brings `pair` into use. The first one's queue of the TAP always is.
+    fn enable(&mut self, pair: usize) -> Result<(), DeviceError> {
+        let Some(tap) = self.taps.get(pair) else { return Ok(()) };
+        if pair > 0 {
+            tap.set_enabled(true).map_err(|source| DeviceError::Host {
+                doing: format!("could not use queue {pair} of TAP {}", tap.name()),
+                source,
+            })?;
+        }
+        match &self.backend {
+            Backend::Userspace(_) => Ok(()),
+            Backend::Vhost(vhost) => vhost.attach(pair, tap).inspect_err(|_| self.rest(pair)),
+        }
+    }
+
+    fn disable(&mut self, pair: usize) {
+        if let Backend::Vhost(vhost) = &mut self.backend {
+            vhost.detach(pair);
+        }
+        self.rest(pair);
+    }
+
+    /// Has the host put no packets into the TAP's queue of `pair`, unless it is the first.
+    fn rest(&self, pair: usize) {
+        if let Some(tap) = self.taps.get(pair).filter(|_| pair > 0)
+            && let Err(error) = tap.set_enabled(false)
+        {
+            // It rests already, or the TAP is gone.
+            log::debug!("TAP {}: queue {pair} is not put to rest: {error}", tap.name());
+        }
+    }
 }
 
-/// Opens /dev/vhost-net if it speaks virtio 1.
-fn open_vhost() -> io::Result<Vhost> {
-    let vhost = Vhost::new()?;
-    if vhost.features() & (1 << VIRTIO_F_VERSION_1) == 0 {
-        return Err(io::Error::other("it does not offer VIRTIO_F_VERSION_1"));
-    }
-    Ok(vhost)
-}
-
-/// What a driver that accepted `features` takes from the TAP.
-fn offloads(features: u64) -> libc::c_uint {
-    let accepted = |bit: u32| features & (1 << bit) != 0;
-    // Segmentation needs checksums (virtio 1.2, section 5.1.3.1), and the TAP refuses it without.
-    if !accepted(VIRTIO_NET_F_GUEST_CSUM) {
-        return 0;
-    }
-    let mut offloads = libc::TUN_F_CSUM;
-    if accepted(VIRTIO_NET_F_GUEST_TSO4) {
-        offloads |= libc::TUN_F_TSO4;
-    }
-    if accepted(VIRTIO_NET_F_GUEST_TSO6) {
-        offloads |= libc::TUN_F_TSO6;
-    }
-    offloads
+/// The status in the configuration space.
+fn status(up: bool) -> [u8; 2] {
+    let [low, high, ..] = if up { VIRTIO_NET_S_LINK_UP.to_le_bytes() } else { [0; 4] };
+    [low, high]
 }
 
 impl VirtioDevice for Net {
@@ -294,11 +283,15 @@ impl VirtioDevice for Net {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn config(&self) -> &[u8] {
         &self.config
+    }
+
+    fn config_changed(&mut self) -> bool {
+        std::mem::take(&mut self.config_changed)
     }
 
     fn server(&self) -> Server {
@@ -309,52 +302,76 @@ impl VirtioDevice for Net {
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        let fds = match &self.backend {
-            Backend::Userspace(userspace) => {
-                std::iter::once(self.tap.as_raw_fd()).chain(userspace.timers()).collect()
-            }
-            Backend::Vhost(vhost) => vec![vhost.error_fd()],
-        };
         // Edge triggered: a TAP stays readable while the guest lends no buffers, and all of them do while the
         // device is not started.
-        let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        fds.into_iter().map(|fd| EventSource { fd, events }).collect()
+        let edge = |fd| EventSource { fd, events: EventSet::IN | EventSet::EDGE_TRIGGERED };
+        let own: Vec<_> = match &self.backend {
+            Backend::Userspace(userspace) => {
+                self.taps.iter().map(Tap::as_raw_fd).chain(userspace.timers()).map(edge).collect()
+            }
+            Backend::Vhost(vhost) => vec![edge(vhost.error_fd()), edge(vhost.watch_fd())],
+        };
+        own.into_iter().chain(self.link.as_ref().map(|link| edge(link.as_raw_fd()))).collect()
     }
 
-    fn start(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        let mut queues = activation.queues.into_iter();
-        let (Some(Some(rx)), Some(Some(tx))) = (queues.next(), queues.next()) else {
-            return Err(DeviceError::Driver("did not enable both queues of a network interface"));
-        };
-        let queues = Queues { rx, tx };
-        self.tap.set_offloads(offloads(activation.features)).map_err(|source| DeviceError::Host {
-            doing: format!("could not set the offloads of TAP {}", self.tap.name()),
-            source,
-        })?;
-        match &mut self.backend {
-            Backend::Userspace(userspace) => userspace.start(activation.memory, queues),
-            Backend::Vhost(vhost) => vhost.start(
-                &activation.memory,
-                &queues,
-                activation.features,
-                activation.interrupt.as_ref(),
-                &self.tap,
-            )?,
+    fn start(&mut self, mut activation: Activation) -> Result<(), DeviceError> {
+        // What may have happened while nobody looked.
+        self.check_link();
+        let known = if has_pairs(activation.features) { self.taps.len() } else { 1 };
+        let mut queues = std::mem::take(&mut activation.queues).into_iter();
+        let mut pairs = Vec::new();
+        let mut gap = false;
+        for _ in 0..known {
+            match (queues.next().flatten(), queues.next().flatten()) {
+                (Some(rx), Some(tx)) if !gap => pairs.push(Queues { rx, tx }),
+                _ => gap = true,
+            }
         }
-        Ok(())
+        if pairs.is_empty() {
+            return Err(DeviceError::Driver("did not enable both queues of a network interface"));
+        }
+        let control = queues.next().flatten().filter(|_| has_control(activation.features));
+        if self.link_is_up() {
+            self.taps[0].set_offloads(offloads(activation.features)).map_err(|source| DeviceError::Host {
+                doing: format!("could not set the offloads of TAP {}", self.taps[0].name()),
+                source,
+            })?;
+        }
+        (1..self.taps.len()).for_each(|pair| self.rest(pair));
+        let count = pairs.len();
+        self.start_backend(&activation, pairs, control.as_ref())?;
+        let (memory, iovecs) = (activation.memory, ChainIovecs::new());
+        self.running = Some(Running { memory, control, iovecs, pairs: count, active: 1 });
+        self.serve_control()
     }
 
     fn queue_event(&mut self, index: usize) -> Result<(), DeviceError> {
-        match (&mut self.backend, index) {
-            (Backend::Userspace(userspace), RX) => userspace.receive(&self.tap),
-            (Backend::Userspace(userspace), TX) => userspace.send(&self.tap),
-            (Backend::Userspace(_) | Backend::Vhost(_), _) => Ok(()),
+        let Some(Running { control, active, .. }) = &self.running else { return Ok(()) };
+        if control.as_ref().is_some_and(|control| usize::from(control.index()) == index) {
+            return self.serve_control();
+        }
+        let taps = &self.taps[..*active];
+        match (&mut self.backend, index % 2) {
+            (Backend::Userspace(userspace), 0) => userspace.receive(index / 2, taps),
+            (Backend::Userspace(userspace), _) => userspace.send(index / 2, taps),
+            (Backend::Vhost(_), _) => Ok(()),
         }
     }
 
     fn source_event(&mut self, fd: RawFd) -> Result<(), DeviceError> {
+        if let Some(link) = self.link.as_ref().filter(|link| link.as_raw_fd() == fd) {
+            link.drain();
+            self.check_link();
+            return Ok(());
+        }
+        let Some(Running { active, .. }) = &self.running else { return Ok(()) };
+        let taps = &self.taps[..*active];
         match &mut self.backend {
-            Backend::Userspace(userspace) => userspace.source_event(fd, &self.tap),
+            Backend::Userspace(userspace) => match self.taps.iter().position(|tap| tap.as_raw_fd() == fd) {
+                Some(pair) => userspace.receive(pair, taps),
+                None => userspace.timer_event(fd, taps),
+            },
+            Backend::Vhost(vhost) if fd == vhost.watch_fd() => self.serve_control(),
             Backend::Vhost(vhost) => vhost.error(),
         }
     }
@@ -368,6 +385,8 @@ impl VirtioDevice for Net {
             }
             Backend::Vhost(vhost) => vhost.stop(),
         }
+        self.running = None;
+        (1..self.taps.len()).for_each(|pair| self.rest(pair));
     }
 }
 

@@ -1,14 +1,13 @@
 //! A TAP interface of the host: the other end of the guest's cable.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use libc::iovec;
-
 use super::HEADER_LEN;
+use super::lent::Lent;
 use crate::retry::retry;
 use crate::virtio::iovec::ChainBuffers;
 
@@ -24,9 +23,6 @@ pub(super) const MAX_PACKET: u32 = HEADER_LEN + 14 + 4 + 65535;
 /// The shortest: our header and an Ethernet header.
 pub(super) const MIN_PACKET: u32 = HEADER_LEN + 14;
 
-/// Pieces of memory that a packet is read into; Linux lends at most 20 for a packet.
-const PIECES: usize = 128;
-
 /// Why a TAP cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
@@ -39,6 +35,11 @@ pub enum TapError {
     /// An interface of another kind.
     #[error("interface {0} is not a TAP: name one that was created with: ip tuntap add NAME mode tap")]
     NotATap(String),
+    /// It takes one file, and several are to be attached.
+    #[error(
+        "TAP {0} has one queue: create it with: ip tuntap add {0} mode tap multi_queue, or set queues to 1"
+    )]
+    OneQueue(String),
     /// Somebody else is attached.
     #[error("TAP {0} is busy: another process uses it; stop that process or name another TAP")]
     Busy(String),
@@ -68,16 +69,7 @@ pub enum TapError {
     },
 }
 
-/// What came of reading from a TAP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Received {
-    /// A packet of this many bytes with its header, all of it in the buffers.
-    Packet(u32),
-    /// A packet that the buffers have no room for. It is lost, and their contents mean nothing.
-    TooLong,
-}
-
-/// An attached TAP, not blocking; every packet has a virtio header of 12 bytes in front.
+/// A queue of an attached TAP, not blocking; every packet has a virtio header of 12 bytes in front.
 #[derive(Debug)]
 pub(super) struct Tap {
     file: File,
@@ -85,24 +77,28 @@ pub(super) struct Tap {
 }
 
 impl Tap {
-    /// Attaches to the existing TAP `name`. It may have been created for one queue or for several.
-    pub(super) fn open(name: &str) -> Result<Self, TapError> {
+    /// Attaches to the existing TAP `name` with `queues` queues, one for each file that comes back. For one queue it may
+    /// have been created for one or for several.
+    pub(super) fn open(name: &str, queues: u8) -> Result<Vec<Self>, TapError> {
         let well_formed = (1..=NAME_MAX).contains(&name.len())
             && !name.bytes().any(|byte| byte == b'/' || byte == 0 || byte.is_ascii_whitespace());
         let (true, Ok(c_name)) = (well_formed, CString::new(name)) else {
             return Err(TapError::Name(name.into()));
         };
-        let host = |doing, source| TapError::Host { doing, tap: name.into(), source };
-
         // TUNSETIFF would create what does not exist.
         // SAFETY: the argument is a string that ends with a zero.
         if unsafe { libc::if_nametoindex(c_name.as_ptr()) } == 0 {
-            let error = io::Error::last_os_error();
-            return Err(match error.raw_os_error() {
+            let source = io::Error::last_os_error();
+            return Err(match source.raw_os_error() {
                 Some(libc::ENODEV) => TapError::Missing(name.into()),
-                _ => host("look up", error),
+                _ => TapError::Host { doing: "look up", tap: name.into(), source },
             });
         }
+        (0..queues).map(|_| Self::open_queue(name, &c_name, queues > 1)).collect()
+    }
+
+    fn open_queue(name: &str, c_name: &CStr, several: bool) -> Result<Self, TapError> {
+        let host = |doing, source| TapError::Host { doing, tap: name.into(), source };
         // The standard library opens with O_CLOEXEC.
         let file = OpenOptions::new()
             .read(true)
@@ -111,10 +107,17 @@ impl Tap {
             .open(TUN_PATH)
             .map_err(|source| TapError::Open { tap: name.into(), source })?;
 
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        let mut attached = attach(&file, &c_name, flags);
+        let one = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let [first, second] = match several {
+            true => [one | libc::IFF_MULTI_QUEUE, one],
+            false => [one, one | libc::IFF_MULTI_QUEUE],
+        };
+        let mut attached = attach(&file, c_name, first);
         if errno(&attached) == Some(libc::EINVAL) {
-            attached = attach(&file, &c_name, flags | libc::IFF_MULTI_QUEUE);
+            attached = attach(&file, c_name, second);
+            if several && attached.is_ok() {
+                return Err(TapError::OneQueue(name.into()));
+            }
         }
         attached.map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL) => TapError::NotATap(name.into()),
@@ -168,28 +171,27 @@ impl Tap {
         Ok(())
     }
 
-    /// Receives one packet into the writable part of `buffers`. WouldBlock if there is none.
-    pub(super) fn receive(&self, buffers: &ChainBuffers<'_>) -> io::Result<Received> {
-        // The kernel cuts a packet silently that is longer than what it is read into. A byte of ours behind
-        // the guest's tells such a packet from one that just fits.
-        let mut beyond = [0u8];
-        let mut pieces = [iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; PIECES + 1];
-        let mut room = 0;
-        let mut count = 0;
-        let lent = buffers.writable_range(0, MAX_PACKET).take(PIECES);
-        for (slot, piece) in pieces.iter_mut().zip(lent) {
-            room += piece.iov_len;
-            *slot = piece;
-            count += 1;
-        }
-        pieces[count] = iovec { iov_base: beyond.as_mut_ptr().cast(), iov_len: beyond.len() };
-        let count = libc::c_int::try_from(count + 1).map_err(io::Error::other)?;
-        // SAFETY: the pieces are writable guest memory, kept mapped by the borrow of `buffers`, and `beyond`.
-        let len = retry(|| unsafe { libc::readv(self.as_raw_fd(), pieces.as_ptr(), count) })?;
-        if len > room {
-            return Ok(Received::TooLong);
-        }
-        u32::try_from(len).map(Received::Packet).map_err(io::Error::other)
+    /// Receives one packet into `lent`, and what does not fit there into `beyond`; what does not fit in both is lost,
+    /// without a sign. Returns the bytes received, header included. WouldBlock if there is no packet.
+    pub(super) fn receive(&self, lent: &mut Lent, beyond: &mut [u8]) -> io::Result<u32> {
+        lent.read(self.file.as_fd(), beyond)
+    }
+
+    /// Whether the interface is still there.
+    pub(super) fn exists(&self) -> bool {
+        let mut request = ifreq(0);
+        // SAFETY: the descriptor is open; TUNGETIFF writes an ifreq, which outlives the call.
+        let result = unsafe { libc::ioctl(self.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+        result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EBADFD)
+    }
+
+    /// Has the host put packets into this queue, or not, of a TAP with several.
+    pub(super) fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        let flag = if enabled { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        let mut request = ifreq(libc::c_short::try_from(flag).map_err(io::Error::other)?);
+        // SAFETY: the descriptor is open; TUNSETQUEUE reads an ifreq, which outlives the call.
+        let result = unsafe { libc::ioctl(self.as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -199,15 +201,18 @@ impl AsRawFd for Tap {
     }
 }
 
-/// Makes `file` the TAP `name`.
-fn attach(file: &File, name: &CString, flags: libc::c_int) -> io::Result<()> {
-    let mut request = libc::ifreq {
+/// A request without a name.
+fn ifreq(flags: libc::c_short) -> libc::ifreq {
+    libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_flags: libc::c_short::try_from(flags).map_err(io::Error::other)?,
-        },
-    };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
+    }
+}
+
+/// Makes `file` a queue of the TAP `name`.
+fn attach(file: &File, name: &CStr, flags: libc::c_int) -> io::Result<()> {
+    let mut request = ifreq(libc::c_short::try_from(flags).map_err(io::Error::other)?);
+    for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()) {
         *to = from.cast_signed();
     }
     // SAFETY: the descriptor is open; TUNSETIFF reads and writes an ifreq, which outlives the call.

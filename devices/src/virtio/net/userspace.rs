@@ -1,30 +1,27 @@
 //! Packets moved by us, between the TAP and guest memory without a copy of our own.
 //!
 //! A packet that cannot be passed on is dropped and counted, as a real network does: the TAP takes no more, its
-//! interface is down or gone, or the driver's buffer is too short. Waiting for the TAP to take more would need
-//! a queue that the guest fills at will; and its send buffer is unlimited unless somebody set TUNSETSNDBUF.
-
-mod detour;
+//! interface is down or gone, the kernel finds its header wrong, or the driver's buffers are too short. Waiting for the
+//! TAP to take more would need a queue that the guest fills at will; and its send buffer is unlimited unless somebody
+//! set TUNSETSNDBUF.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use virtio_queue::QueueT;
-use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::GuestAddressSpace;
 
-use detour::Detour;
-
-use super::tap::{MAX_PACKET, MIN_PACKET, Received, Tap};
+use super::detour::Detour;
+use super::receive::{Receiver, Way};
+use super::tap::{MAX_PACKET, MIN_PACKET, Tap};
 use super::{HEADER_LEN, Queues};
 use crate::mmds::MmdsPort;
 use crate::rate_limiter::{LimiterConfig, LimiterUpdate, RateLimiter};
 use crate::virtio::device::{DeviceError, Memory};
-use crate::virtio::iovec::{ChainBuffers, ChainIovecs};
+use crate::virtio::iovec::ChainIovecs;
 use crate::virtio::virtqueue::{BYTES_PER_EVENT, Turn, Virtqueue};
 
-/// Where the header says over how many buffers a packet is spread: always 1, because we do not offer
-/// VIRTIO_NET_F_MRG_RXBUF (virtio 1.2, section 5.1.6.4.1). The TAP leaves this field alone.
-const NUM_BUFFERS_AT: u32 = HEADER_LEN - 2;
+/// The pair that the metadata service sends its packets on.
+const SERVICE_PAIR: usize = 0;
 
 /// The state of a device that moves its packets itself.
 pub(super) struct Userspace {
@@ -39,28 +36,12 @@ pub(super) struct Userspace {
 
 struct Running {
     memory: Memory,
-    queues: Queues,
-    /// What the limiter holds back.
-    held: Option<Packet>,
+    pairs: Vec<Pair>,
 }
 
-/// A packet in a buffer of the guest's that has not been given back yet.
-#[derive(Clone, Copy)]
-struct Packet {
-    /// The buffer's head.
-    head: u16,
-    /// Bytes, with the header.
-    len: u32,
-}
-
-/// What came of an attempt to receive.
-enum Step {
-    /// A packet, in a buffer of the guest's that is to be given back.
-    Packet(Packet),
-    /// None, but the next attempt may find one.
-    Again,
-    /// Nothing to do until the next event: of the TAP if there is no packet, of the driver if there is no buffer.
-    Stop,
+struct Pair {
+    rx: Receiver,
+    tx: Virtqueue,
 }
 
 /// Packets that were lost here.
@@ -97,8 +78,11 @@ impl Userspace {
         limiters.into_iter().chain(self.detour.as_ref().map(Detour::timer))
     }
 
-    pub(super) fn start(&mut self, memory: Memory, queues: Queues) {
-        self.running = Some(Running { memory, queues, held: None });
+    /// Begins to serve these pairs of queues. `merged` is whether a packet to the guest may be spread over several
+    /// buffers.
+    pub(super) fn start(&mut self, memory: &Memory, pairs: Vec<Queues>, merged: bool) {
+        let pair = |Queues { rx, tx }| Pair { rx: Receiver::new(rx, memory.clone(), merged), tx };
+        self.running = Some(Running { memory: memory.clone(), pairs: pairs.into_iter().map(pair).collect() });
     }
 
     pub(super) fn stop(&mut self) {
@@ -110,20 +94,22 @@ impl Userspace {
         }
     }
 
-    /// The TAP or one of the timers is ready.
-    pub(super) fn source_event(&mut self, fd: RawFd, tap: &Tap) -> Result<(), DeviceError> {
+    /// One of the timers is ready. `taps` are the queues of the TAP that are in use, one for each pair of ours.
+    pub(super) fn timer_event(&mut self, fd: RawFd, taps: &[Tap]) -> Result<(), DeviceError> {
         if fd == self.tx_limiter.as_raw_fd() {
             self.tx_limiter.event();
-            return self.send(tap);
+            return (0..taps.len()).try_for_each(|pair| self.send(pair, taps));
         }
         if fd == self.rx_limiter.as_raw_fd() {
             self.rx_limiter.event();
-        } else if let Some(detour) = &mut self.detour
+            return (0..taps.len()).try_for_each(|pair| self.receive(pair, taps));
+        }
+        if let Some(detour) = &mut self.detour
             && fd == detour.timer()
         {
             detour.event();
         }
-        self.receive(tap)
+        self.receive(SERVICE_PAIR, taps)
     }
 
     /// How many packets were dropped since the device exists.
@@ -131,75 +117,38 @@ impl Userspace {
         self.dropped
     }
 
-    /// Gives the guest what the metadata service has for it, then takes packets out of the TAP until that is empty or
-    /// the limiter says no, all that as long as the driver lends buffers. After one ring's worth, or many bytes, the
-    /// rest waits for a kick that is sent to ourselves, so that others have their turn.
-    pub(super) fn receive(&mut self, tap: &Tap) -> Result<(), DeviceError> {
-        let Self {
-            rx_limiter, detour, iovecs, running: Some(Running { memory, queues, held }), dropped, ..
-        } = self
-        else {
+    /// Brings the guest what there is for it on `pair`. `taps` are as above; a pair beyond them rests.
+    pub(super) fn receive(&mut self, pair: usize, taps: &[Tap]) -> Result<(), DeviceError> {
+        let Self { rx_limiter: limiter, detour, running: Some(running), dropped, .. } = self else {
             return Ok(());
         };
-        let memory = memory.memory();
-        let rx = &mut queues.rx;
-        rx.disable_kicks(&memory)?;
-        let (mut left, mut moved) = (rx.ring().size(), 0);
-        loop {
-            let service = detour.as_mut().and_then(Detour::ready);
-            let limited = service.is_none();
-            let step = match (service, *held) {
-                (Some(service), _) => {
-                    receive_one(|buffers| service.receive(buffers), tap, rx, &memory, iovecs, dropped)?
-                }
-                (None, Some(packet)) => Step::Packet(packet),
-                (None, None) => {
-                    receive_one(|buffers| tap.receive(buffers), tap, rx, &memory, iovecs, dropped)?
-                }
-            };
-            match step {
-                Step::Packet(packet) => {
-                    let len = u64::from(packet.len.saturating_sub(HEADER_LEN));
-                    if limited {
-                        *held = (!rx_limiter.consume(1, len)).then_some(packet);
-                        if held.is_some() {
-                            break;
-                        }
-                    }
-                    rx.push_used(&memory, packet.head, packet.len)?;
-                    moved += len;
-                }
-                Step::Again => {}
-                Step::Stop => break,
-            }
-            left -= 1;
-            if left == 0 || moved >= BYTES_PER_EVENT {
-                rx.kick_again()?;
-                break;
-            }
-        }
-        rx.notify(&memory)?;
+        let (Some(Pair { rx, .. }), Some(tap)) = (running.pairs.get_mut(pair), taps.get(pair)) else {
+            return Ok(());
+        };
+        let dropped = &mut dropped.to_guest;
+        let mut detour = detour.as_mut().filter(|_| pair == SERVICE_PAIR);
+        rx.receive(Way { tap, detour: detour.as_deref_mut(), limiter, dropped })?;
         if let Some(detour) = detour {
             detour.arm();
         }
         Ok(())
     }
 
-    /// Sends what the driver made available, until the limiter says no or for one event's share.
-    pub(super) fn send(&mut self, tap: &Tap) -> Result<(), DeviceError> {
-        let Self {
-            tx_limiter, detour, iovecs, running: Some(Running { memory, queues, .. }), dropped, ..
-        } = self
-        else {
+    /// Sends what the driver made available on `pair`, until the limiter says no or for one event's share.
+    pub(super) fn send(&mut self, pair: usize, taps: &[Tap]) -> Result<(), DeviceError> {
+        let Self { tx_limiter, detour, iovecs, running: Some(running), dropped, .. } = self else {
+            return Ok(());
+        };
+        let (Some(Pair { tx, .. }), Some(tap)) = (running.pairs.get_mut(pair), taps.get(pair)) else {
             return Ok(());
         };
         if tx_limiter.is_blocked() {
             return Ok(());
         }
-        let memory = memory.memory();
+        let memory = running.memory.memory();
         let mut moved = 0;
         let mut taken = false;
-        queues.tx.serve_while(&memory, |chain| {
+        tx.serve_while(&memory, |chain| {
             let packet = match iovecs.fill(chain, &memory) {
                 Ok(packet) if (MIN_PACKET..=MAX_PACKET).contains(&packet.readable_len()) => Ok(packet),
                 Ok(packet) => Err(io::Error::other(format!("a packet of {} bytes", packet.readable_len()))),
@@ -219,50 +168,8 @@ impl Userspace {
             moved += len;
             if moved < BYTES_PER_EVENT { Turn::Used(0) } else { Turn::Last(0) }
         })?;
-        // The service may have answered.
-        if taken { self.receive(tap) } else { Ok(()) }
-    }
-}
-
-/// Receives a packet into the next buffer that the driver lent, from `source`, which is that TAP or stands in for it.
-fn receive_one(
-    source: impl FnOnce(&ChainBuffers<'_>) -> io::Result<Received>,
-    tap: &Tap,
-    rx: &mut Virtqueue,
-    memory: &GuestMemoryMmap,
-    iovecs: &mut ChainIovecs,
-    dropped: &mut Dropped,
-) -> Result<Step, DeviceError> {
-    let Some(chain) = rx.pop(memory)? else {
-        return Ok(if rx.enable_kicks(memory)? { Step::Again } else { Step::Stop });
-    };
-    let head = chain.head_index();
-    let buffers = match iovecs.fill(chain, memory) {
-        Ok(buffers) if buffers.writable_len() >= MIN_PACKET => buffers,
-        useless => {
-            log::debug!("TAP {}: gave back a buffer that holds no packet: {useless:?}", tap.name());
-            rx.push_used(memory, head, 0)?;
-            return Ok(Step::Again);
-        }
-    };
-    match source(&buffers) {
-        Ok(Received::Packet(len)) => {
-            // Not an error: the buffers have room for more than the header.
-            let len = buffers.write_at(NUM_BUFFERS_AT, &1u16.to_le_bytes()).map_or(0, |()| len);
-            Ok(Step::Packet(Packet { head, len }))
-        }
-        Ok(Received::TooLong) => {
-            dropped.to_guest += 1;
-            rx.undo_pop();
-            Ok(Step::Again)
-        }
-        Err(error) => {
-            if error.kind() != io::ErrorKind::WouldBlock {
-                log::debug!("TAP {}: could not read a packet: {error}", tap.name());
-            }
-            rx.undo_pop();
-            Ok(Step::Stop)
-        }
+        // The service may have answered, on a pair of its own.
+        if taken { self.receive(SERVICE_PAIR, taps) } else { Ok(()) }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Packets moved by the kernel's vhost-net worker, which knows the rings, the TAP and the eventfds, and needs us
 //! only to start and to stop.
 //!
-//! The worker is made once, at the first start, on the thread that serves the device, and inherits that thread's
-//! cgroup. It stays until the device goes, however often the driver resets: from Linux 6.4 on it is a thread of
-//! this process, and whoever walks our threads does not expect one to vanish. Without backends it touches nothing.
+//! Each pair of queues has a worker. It is made once, at the first start with that pair, on the thread that serves the
+//! device, and inherits that thread's cgroup. It stays until the device goes, however often the driver resets: from
+//! Linux 6.4 on it is a thread of this process, and whoever walks our threads does not expect one to vanish. Without
+//! backends it touches nothing.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,10 +18,11 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{
     Address, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
-use super::{Queues, RX, TX, tap::Tap};
+use super::{Queues, tap::Tap};
 use crate::virtio::device::{DeviceError, Memory};
 use crate::virtio::interrupt::{Interrupt, Vector};
 use crate::virtio::virtqueue::Virtqueue;
@@ -29,27 +31,43 @@ use crate::virtio::virtqueue::Virtqueue;
 /// the very end of memory and accepts one across regions, so that is done here, and it gets an empty map.
 type Kernel = KernelNet<Arc<GuestMemoryMmap>>;
 
+/// Indices of a pair's queues in the kernel, which knows each pair as a device of its own.
+const RX: usize = 0;
+const TX: usize = 1;
+
 /// A device whose packets the kernel moves.
 pub(super) struct Vhost {
-    /// `None` only after a failed stop. Before `memory`, because closing it stops the worker.
-    kernel: Option<Kernel>,
-    /// Whether the worker exists.
-    owned: bool,
+    /// Before `memory`, because closing them stops the workers.
+    pairs: Vec<Pair>,
     /// What the kernel offers.
     features: u64,
     /// Signalled by the kernel for a ring that it cannot follow.
     error: EventFd,
-    /// The map that the running worker uses.
+    /// The map that the running workers use.
     memory: Option<Arc<GuestMemoryMmap>>,
+    /// Becomes readable with the kick of the queue that is ours, and not the kernel's. Which one that is depends on the
+    /// driver's features, and the event loop keeps away from the kicks of a device that the kernel serves.
+    watch: Epoll,
+    watched: Option<RawFd>,
+}
+
+/// What moves the packets of a pair of queues.
+struct Pair {
+    /// `None` only after a failed stop.
+    kernel: Option<Kernel>,
+    /// Whether the worker exists.
+    owned: bool,
 }
 
 impl Vhost {
-    /// Opens /dev/vhost-net; makes no worker yet.
-    pub(super) fn new() -> io::Result<Self> {
-        let kernel = open()?;
-        let features = kernel.get_features().map_err(to_io)?;
+    /// Opens /dev/vhost-net for as many pairs of queues; makes no worker yet.
+    pub(super) fn new(pairs: u8) -> io::Result<Self> {
+        let kernels = (0..pairs).map(|_| open()).collect::<io::Result<Vec<_>>>()?;
+        let features = kernels.first().map_or(Ok(0), VhostBackend::get_features).map_err(to_io)?;
         let error = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Self { kernel: Some(kernel), owned: false, features, error, memory: None })
+        let pair = |kernel| Pair { kernel: Some(kernel), owned: false };
+        let pairs = kernels.into_iter().map(pair).collect();
+        Ok(Self { pairs, features, error, memory: None, watch: Epoll::new()?, watched: None })
     }
 
     /// The virtio features that the kernel offers.
@@ -71,58 +89,88 @@ impl Vhost {
         }
     }
 
-    /// Hands `queues` and `tap` to the worker. `features` are what the driver accepted.
+    /// Hands the workers `queues`, a pair for each; they touch nothing before [`Self::attach`]. `features` are what the
+    /// driver accepted.
     pub(super) fn start(
         &mut self,
         memory: &Memory,
-        queues: &Queues,
+        queues: &[Queues],
         features: u64,
         interrupt: &dyn Interrupt,
-        tap: &Tap,
     ) -> Result<(), DeviceError> {
-        let result = self.try_start(memory, queues, features, interrupt, tap);
-        if result.is_err() {
-            self.stop();
-        }
-        result
-    }
-
-    fn try_start(
-        &mut self,
-        memory: &Memory,
-        queues: &Queues,
-        features: u64,
-        interrupt: &dyn Interrupt,
-        tap: &Tap,
-    ) -> Result<(), DeviceError> {
-        let kernel = match &self.kernel {
-            Some(kernel) => kernel,
-            None => self.kernel.insert(open().map_err(host("open /dev/vhost-net again"))?),
-        };
-        if !self.owned {
-            kernel.set_owner().map_err(failed("make the vhost-net worker"))?;
-            self.owned = true;
-        }
         // A report of the time before the reset: this driver did nothing wrong yet.
         let _ = self.error.read();
-
         let map = memory.memory().into_inner();
-        kernel.set_features(features & self.features).map_err(failed("set the features of vhost-net"))?;
-        kernel.set_mem_table(&regions(&map)).map_err(failed("tell vhost-net where guest memory is"))?;
-        for queue in [&queues.rx, &queues.tx] {
-            prepare(kernel, &map, queue, interrupt, &self.error)?;
+        for (pair, queues) in self.pairs.iter_mut().zip(queues) {
+            let kernel = pair.kernel()?;
+            kernel.set_features(features & self.features).map_err(failed("set the features of vhost-net"))?;
+            kernel.set_mem_table(&regions(&map)).map_err(failed("tell vhost-net where guest memory is"))?;
+            prepare(kernel, RX, &map, &queues.rx, interrupt, &self.error)?;
+            prepare(kernel, TX, &map, &queues.tx, interrupt, &self.error)?;
         }
-        // From here on the worker uses guest memory.
         self.memory = Some(map);
+        Ok(())
+    }
+
+    /// The descriptor that becomes readable with the kick given to [`Self::watch`].
+    pub(super) fn watch_fd(&self) -> RawFd {
+        self.watch.as_raw_fd()
+    }
+
+    /// Has `watch_fd` tell of `kick` until the device is stopped, for as long as `kick` must live.
+    pub(super) fn watch(&mut self, kick: &EventFd) -> Result<(), DeviceError> {
+        let fd = kick.as_raw_fd();
+        self.watch
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))
+            .map_err(host("wait for the kicks of a control queue"))?;
+        self.watched = Some(fd);
+        Ok(())
+    }
+
+    /// Has the worker of `pair`, which was started, move packets between its queues and `tap`.
+    pub(super) fn attach(&self, pair: usize, tap: &Tap) -> Result<(), DeviceError> {
+        let Some(kernel) = self.pairs.get(pair).and_then(|pair| pair.kernel.as_ref()) else { return Ok(()) };
         for index in [RX, TX] {
             kernel.set_backend(index, Some(tap.file())).map_err(failed("attach the TAP to vhost-net"))?;
         }
         Ok(())
     }
 
-    /// Takes the TAP away from the worker, which waits for what it is doing to finish: on return it touches
+    /// Takes the TAP away from the worker of `pair`, which waits for what it is doing to finish: on return it touches
     /// neither the rings nor guest memory.
+    pub(super) fn detach(&mut self, pair: usize) {
+        if let Some(pair) = self.pairs.get_mut(pair) {
+            pair.detach();
+        }
+    }
+
+    /// Detaches all. To be called after a failed start or attachment as well.
     pub(super) fn stop(&mut self) {
+        self.pairs.iter_mut().for_each(Pair::detach);
+        self.memory = None;
+        if let Some(fd) = self.watched.take()
+            && let Err(error) = self.watch.ctl(ControlOperation::Delete, fd, EpollEvent::default())
+        {
+            log::debug!("could not end waiting for a control queue: {error}");
+        }
+    }
+}
+
+impl Pair {
+    /// The kernel's device, with its worker.
+    fn kernel(&mut self) -> Result<&Kernel, DeviceError> {
+        let kernel = match &mut self.kernel {
+            Some(kernel) => kernel,
+            none => none.insert(open().map_err(host("open /dev/vhost-net again"))?),
+        };
+        if !self.owned {
+            kernel.set_owner().map_err(failed("make the vhost-net worker"))?;
+            self.owned = true;
+        }
+        Ok(kernel)
+    }
+
+    fn detach(&mut self) {
         if let (Some(kernel), true) = (&self.kernel, self.owned) {
             let detached = [RX, TX].into_iter().try_for_each(|index| kernel.set_backend(index, None));
             if let Err(error) = detached {
@@ -132,7 +180,6 @@ impl Vhost {
                 self.owned = false;
             }
         }
-        self.memory = None;
     }
 }
 
@@ -140,17 +187,17 @@ fn open() -> io::Result<Kernel> {
     Kernel::new(Arc::new(GuestMemoryMmap::new())).map_err(to_io)
 }
 
-/// Sets up everything of a queue but its backend.
+/// Sets up everything of a queue but its backend. `index` is the kernel's.
 fn prepare(
     kernel: &Kernel,
+    index: usize,
     memory: &GuestMemoryMmap,
     queue: &Virtqueue,
     interrupt: &dyn Interrupt,
     error: &EventFd,
 ) -> Result<(), DeviceError> {
     let ring = queue.ring();
-    let index = usize::from(queue.index());
-    let addresses = ring_addresses(memory, queue.index(), ring)
+    let addresses = ring_addresses(memory, index, ring)
         .ok_or(DeviceError::Driver("put a ring where guest memory is not contiguous"))?;
     let call = interrupt
         .notifier(Vector::Queue(queue.index()))
@@ -172,14 +219,14 @@ fn prepare(
 
 /// The host addresses of a ring's three parts (virtio 1.2, section 2.7), if each lies in one piece of memory:
 /// the kernel adds offsets to them without looking at the memory table.
-fn ring_addresses(memory: &GuestMemoryMmap, index: u16, ring: &Queue) -> Option<vhost_vring_addr> {
+fn ring_addresses(memory: &GuestMemoryMmap, index: usize, ring: &Queue) -> Option<vhost_vring_addr> {
     let size = usize::from(ring.size());
     let part = |address, len| {
         let slice = memory.get_slice(GuestAddress(address), len).ok()?;
         u64::try_from(slice.ptr_guard().as_ptr().addr()).ok()
     };
     Some(vhost_vring_addr {
-        index: index.into(),
+        index: u32::try_from(index).ok()?,
         flags: 0,
         desc_user_addr: part(ring.desc_table(), 16 * size)?,
         used_user_addr: part(ring.used_ring(), 6 + 8 * size)?,

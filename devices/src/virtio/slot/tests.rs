@@ -106,6 +106,19 @@ fn a_reset_before_the_start_drops_what_was_pending() {
 }
 
 #[test]
+fn a_change_in_an_event_is_told() {
+    let fixture = Fixture::new();
+    fixture.start();
+    let generation = fixture.slot.config_generation();
+    fixture.slot.source_event(7);
+    assert_eq!((fixture.slot.config_generation(), fixture.interrupt.take()), (generation, vec![]));
+    fixture.log.config_changes.store(true, Ordering::Relaxed);
+    fixture.slot.source_event(7);
+    assert_eq!(fixture.slot.config_generation(), generation + 1);
+    assert_eq!(fixture.interrupt.take(), [Vector::Config]);
+}
+
+#[test]
 fn a_start_that_fails_needs_a_reset() {
     let fixture = Fixture::new();
     fixture.log.fail_start.store(true, Ordering::Relaxed);

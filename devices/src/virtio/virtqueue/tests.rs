@@ -94,6 +94,45 @@ fn a_full_ring_is_served_and_one_that_refills_has_to_wait() {
 }
 
 #[test]
+fn chains_are_returned_together() {
+    for event_idx in [false, true] {
+        let fixture = Fixture::new();
+        let ring = fixture.ring();
+        let mut queue = fixture.queue(event_idx);
+        queue.push_used_together(&fixture.memory, &[(7, 100), (2, 200)]).unwrap();
+        assert_eq!((ring.used_index(), ring.used_entry(0), ring.used_entry(1)), (2, (7, 100), (2, 200)));
+        queue.push_used_together(&fixture.memory, &[]).unwrap();
+        assert_eq!(ring.used_index(), 2);
+        queue.notify(&fixture.memory).unwrap();
+        assert_eq!(fixture.interrupts(), 1);
+        queue.notify(&fixture.memory).unwrap();
+        assert_eq!(fixture.interrupts(), 0, "told already");
+        // Across the end of the ring.
+        ring.set_used_event(10);
+        let all: Vec<_> = (0..SIZE).map(|head| (head, 1)).collect();
+        queue.push_used_together(&fixture.memory, &all).unwrap();
+        assert_eq!((ring.used_index(), ring.used_entry(SIZE + 1)), (SIZE + 2, (u32::from(SIZE) - 1, 1)));
+        queue.notify(&fixture.memory).unwrap();
+        assert_eq!(fixture.interrupts(), 1);
+    }
+}
+
+#[test]
+fn several_chains_are_given_back() {
+    let fixture = Fixture::new();
+    let mut queue = fixture.queue(false);
+    let ring = fixture.ring();
+    for index in 0..3 {
+        ring.store(index, Descriptor::new(0x8000, 1, 0, 0));
+        ring.offer(index, index);
+    }
+    let pop = |queue: &mut Virtqueue| queue.pop(&fixture.memory).unwrap().unwrap().head_index();
+    assert_eq!([pop(&mut queue), pop(&mut queue), pop(&mut queue)], [0, 1, 2]);
+    queue.undo_pops(2);
+    assert_eq!([pop(&mut queue), pop(&mut queue)], [1, 2]);
+}
+
+#[test]
 fn leaving_asks_for_kicks() {
     let fixture = Fixture::new();
     let mut queue = fixture.queue(false);

@@ -50,55 +50,13 @@ fn capacity_is_whole_sectors_and_may_be_zero() {
 }
 
 #[test]
-fn advancing_skips_whole_pieces_and_cuts_one() {
-    let mut bytes = [0u8; 10];
-    let base = bytes.as_mut_ptr();
-    let piece = |at: usize, len| iovec { iov_base: base.wrapping_add(at).cast(), iov_len: len };
-    for (done, expected) in [(0, vec![(0, 4), (4, 6)]), (4, vec![(4, 6)]), (7, vec![(7, 3)]), (10, vec![])] {
-        let mut pieces = [piece(0, 4), piece(4, 6)];
-        let left: Vec<_> = advance(&mut pieces, done)
-            .iter()
-            .map(|piece| (piece.iov_base.addr() - base.addr(), piece.iov_len))
-            .collect();
-        assert_eq!(left, expected, "{done}");
-    }
-}
-
-/// Calls `transfer` on pieces of these lengths with a host that does `step` bytes at a time, and returns what
-/// the calls were: bytes offered, pieces, offset.
-fn transfer_by(lens: &[usize], step: usize) -> (io::Result<()>, Vec<(usize, libc::c_int, i64)>) {
-    let pieces = lens.iter().map(|&iov_len| iovec { iov_base: std::ptr::null_mut(), iov_len });
-    let mut calls = Vec::new();
-    let result = transfer(1000, pieces, |pieces, count, offset| {
-        // SAFETY: `transfer` passes an array of `count` pieces.
-        let pieces = unsafe { std::slice::from_raw_parts(pieces, count.try_into().unwrap()) };
-        let offered: usize = pieces.iter().map(|piece| piece.iov_len).sum();
-        calls.push((offered, count, offset));
-        offered.min(step).try_into().unwrap()
-    });
-    (result, calls)
-}
-
-#[test]
-fn short_transfers_go_on_where_they_stopped() {
-    let (result, calls) = transfer_by(&[512, 512], 600);
-    result.unwrap();
-    assert_eq!(calls, [(1024, 2, 1000), (424, 1, 1600)]);
-}
-
-#[test]
-fn a_transfer_that_makes_no_progress_fails() {
-    let (result, calls) = transfer_by(&[512], 0);
-    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-    assert_eq!(calls.len(), 1);
-}
-
-#[test]
-fn more_pieces_than_a_batch_take_several_calls() {
-    let (result, calls) = transfer_by(&[8; BATCH + 1], usize::MAX);
-    result.unwrap();
-    assert_eq!(calls.iter().map(|call| (call.0, call.2)).collect::<Vec<_>>(), [(8 * BATCH, 1000), (8, 3048)]);
-    let (result, calls) = transfer_by(&[], 1);
-    result.unwrap();
-    assert!(calls.is_empty());
+fn what_a_file_can_do_is_found_out_without_changing_it() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), [7; 1000]).unwrap();
+    let writable = DiskFile::open("a", file.path(), false).unwrap();
+    // As with every file system that knows holes.
+    assert_eq!(writable.abilities(), Abilities { discard: true, zero: true });
+    assert_eq!(std::fs::read(file.path()).unwrap(), [7; 1000]);
+    let read_only = DiskFile::open("a", file.path(), true).unwrap();
+    assert_eq!(read_only.abilities(), Abilities::default());
 }

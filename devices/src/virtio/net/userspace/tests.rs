@@ -5,7 +5,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
@@ -13,22 +14,27 @@ use crate::mmds::Mmds;
 use crate::rate_limiter::Bucket;
 use crate::virtio::driver_ring::{DriverRing, Lent};
 use crate::virtio::interrupt::Vector;
-use crate::virtio::testing::{RecordedInterrupt, Ring};
+use crate::virtio::testing::{INDIRECT, NEXT, RecordedInterrupt, Ring, WRITE};
+
+mod merged;
 
 const RX_RING: u64 = 0x1000;
 const TX_RING: u64 = 0x2000;
+/// For descriptors elsewhere than in a ring.
+const TABLE: u64 = 0x4000;
 const DATA: u64 = 0x1_0000;
 const END: u64 = 0x10_0000;
 
 /// A started device between two rings and a socket that keeps the borders of packets like a TAP.
 struct Bench {
     memory: GuestMemoryMmap,
+    handle: Memory,
     rx: DriverRing,
     tx: DriverRing,
     rx_kick: Arc<EventFd>,
     tx_kick: Arc<EventFd>,
     interrupt: Arc<RecordedInterrupt>,
-    tap: Tap,
+    taps: [Tap; 1],
     /// The host's end.
     host: File,
     net: Userspace,
@@ -36,20 +42,26 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self::with(None)
+        Self::with(None, false)
     }
 
-    /// With a metadata service.
-    fn with(mmds: Option<MmdsPort>) -> Self {
+    /// With a driver that takes a packet in several buffers.
+    fn merged() -> Self {
+        Self::with(None, true)
+    }
+
+    fn with(mmds: Option<MmdsPort>, merged: bool) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), END.try_into().unwrap())]).unwrap();
         let (rx, tx) = (DriverRing::new(&memory, RX_RING), DriverRing::new(&memory, TX_RING));
         let interrupt = Arc::new(RecordedInterrupt::default());
         let (rx_queue, rx_kick) = rx.virtqueue(0, interrupt.clone());
         let (tx_queue, tx_kick) = tx.virtqueue(1, interrupt.clone());
         let mut net = Userspace::new(LimiterConfig::default(), LimiterConfig::default(), mmds).unwrap();
-        net.start(GuestMemoryAtomic::new(memory.clone()), Queues { rx: rx_queue, tx: tx_queue });
+        let queues = Queues { rx: rx_queue, tx: tx_queue };
+        let handle = GuestMemoryAtomic::new(memory.clone());
+        net.start(&handle, vec![queues], merged);
         let (tap, host) = socket_pair();
-        Self { memory, rx, tx, rx_kick, tx_kick, interrupt, tap: Tap::from_file(tap), host, net }
+        Self { memory, handle, rx, tx, rx_kick, tx_kick, interrupt, taps: [Tap::from_file(tap)], host, net }
     }
 
     fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
@@ -59,7 +71,7 @@ impl Bench {
     }
 
     fn receive(&mut self) {
-        self.net.receive(&self.tap).unwrap();
+        self.net.receive(0, &self.taps).unwrap();
     }
 
     /// Limits both directions by a clock that stands where the test puts it, in nanoseconds.
@@ -74,7 +86,7 @@ impl Bench {
     fn timers(&mut self, clock: &AtomicU64, now: u64) {
         clock.store(now, Ordering::Relaxed);
         for fd in self.net.timers() {
-            self.net.source_event(fd, &self.tap).unwrap();
+            self.net.timer_event(fd, &self.taps).unwrap();
         }
     }
 
@@ -82,7 +94,7 @@ impl Bench {
     fn send(&mut self, packet: &[u8]) {
         self.memory.write_slice(packet, GuestAddress(DATA)).unwrap();
         self.tx.lend(&[Lent::Read(DATA, packet.len().try_into().unwrap())]);
-        self.net.send(&self.tap).unwrap();
+        self.net.send(0, &self.taps).unwrap();
     }
 
     /// The next packet at the host's end.
@@ -222,7 +234,7 @@ fn a_packet_leaves_over_several_buffers() {
     bench.memory.write_slice(&first[..12], GuestAddress(DATA)).unwrap();
     bench.memory.write_slice(&first[12..], GuestAddress(DATA + 0x1000)).unwrap();
     bench.tx.lend(&[Lent::Read(DATA, 12), Lent::Read(DATA + 0x1000, 88)]);
-    bench.net.send(&bench.tap).unwrap();
+    bench.net.send(0, &bench.taps).unwrap();
     assert_eq!(bench.sent(), Some(first));
     assert_eq!(bench.tx.used(), Some((0, 0)));
     assert_eq!(bench.interrupt.take(), [Vector::Queue(1)]);
@@ -238,7 +250,7 @@ fn what_is_no_packet_is_dropped() {
     bench.tx.lend(&[Lent::Write(DATA, 100), Lent::Read(DATA, 100)]);
     // 4 GiB of the same memory, if it were there.
     bench.tx.lend(&[Lent::Read(0, u32::MAX)]);
-    bench.net.send(&bench.tap).unwrap();
+    bench.net.send(0, &bench.taps).unwrap();
     assert_eq!(bench.sent(), None);
     assert_eq!(bench.net.dropped(), Dropped { to_guest: 0, from_guest: 6 });
     assert_eq!(bench.tx.ring().used_index(), 6);
@@ -262,7 +274,7 @@ fn a_tap_that_is_full_or_gone_drops_packets() {
 
     let (gone, host) = socket_pair();
     drop(host);
-    bench.tap = Tap::from_file(gone);
+    bench.taps = [Tap::from_file(gone)];
     bench.send(&packet(3, 60));
     assert_eq!(bench.net.dropped().from_guest, 2);
     // Every chain came back, and receiving does not spin.
@@ -355,7 +367,7 @@ fn a_packet_that_waits_goes_with_its_driver() {
         rx: rx.virtqueue(0, bench.interrupt.clone()).0,
         tx: tx.virtqueue(1, bench.interrupt.clone()).0,
     };
-    bench.net.start(GuestMemoryAtomic::new(bench.memory.clone()), queues);
+    bench.net.start(&GuestMemoryAtomic::new(bench.memory.clone()), vec![queues], false);
     clock.store(SECOND, Ordering::Relaxed);
     rx.lend(&[Lent::Write(DATA, 2000)]);
     bench.host.write_all(&packet(3, 60)).unwrap();
@@ -363,7 +375,7 @@ fn a_packet_that_waits_goes_with_its_driver() {
     assert_eq!(rx.used(), Some((0, 60)));
     assert_eq!(bench.bytes(DATA, 60), as_received(&packet(3, 60)));
     tx.lend(&[Lent::Read(DATA, 60)]);
-    bench.net.send(&bench.tap).unwrap();
+    bench.net.send(0, &bench.taps).unwrap();
     assert_eq!(tx.used(), Some((0, 0)));
 }
 
@@ -375,7 +387,7 @@ const ARP_LEN: u32 = HEADER_LEN + 42;
 
 fn with_service() -> Bench {
     let mmds = Arc::new(Mutex::new(Mmds::new(1000)));
-    Bench::with(Some(MmdsPort::new(mmds, Ipv4Addr::from(SERVICE))))
+    Bench::with(Some(MmdsPort::new(mmds, Ipv4Addr::from(SERVICE))), false)
 }
 
 /// A packet that asks who has `address`.
@@ -471,7 +483,7 @@ fn the_service_tries_again_by_its_timer() {
         let mut poll = libc::pollfd { fd: timer, events: libc::POLLIN, revents: 0 };
         // SAFETY: the first argument is an array of one pollfd.
         assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 10_000) }, 1, "the timer does not fire");
-        bench.net.source_event(timer, &bench.tap).unwrap();
+        bench.net.timer_event(timer, &bench.taps).unwrap();
     }
     assert_eq!(bench.bytes(DATA + 0x1000 + 12 + 14 + 20 + 13, 1), [0x12]);
 }

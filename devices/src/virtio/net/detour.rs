@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::{HEADER_LEN, Received};
+use super::HEADER_LEN;
+use super::lent::Lent;
 use crate::mmds::MmdsPort;
 use crate::virtio::iovec::ChainBuffers;
 
 /// Bytes of a frame that tell whom it is for: up to the end of an ARP request.
 const PEEK: usize = 42;
+
+/// Bytes of the header before every packet.
+const HEADER: usize = HEADER_LEN as usize;
 
 /// The longest frame of the service.
 const FRAME_MAX: usize = 1514;
@@ -24,15 +28,16 @@ pub(super) struct Detour {
     stale: bool,
     /// The frame that the guest sent last; kept so that not every one allocates.
     from_guest: Vec<u8>,
-    /// The next frame for the guest, and its length if there is one.
-    to_guest: [u8; FRAME_MAX],
+    /// The next frame for the guest, behind a header that leaves nothing to the guest: no checksum, no segmentation.
+    to_guest: [u8; HEADER + FRAME_MAX],
+    /// The frame's length if there is one.
     waiting: Option<usize>,
 }
 
 impl Detour {
     pub(super) fn new(port: MmdsPort) -> io::Result<Self> {
         let timer = TimerFd::new()?;
-        let (from_guest, to_guest) = (Vec::new(), [0; FRAME_MAX]);
+        let (from_guest, to_guest) = (Vec::new(), [0; HEADER + FRAME_MAX]);
         Ok(Self { port, timer, stale: false, from_guest, to_guest, waiting: None })
     }
 
@@ -55,26 +60,25 @@ impl Detour {
         true
     }
 
-    /// Itself, if the service has a packet for the guest.
-    pub(super) fn ready(&mut self) -> Option<&mut Self> {
+    /// Whether the service has a packet for the guest.
+    pub(super) fn is_ready(&mut self) -> bool {
         if self.waiting.is_none() {
-            self.waiting = self.port.to_guest(&mut self.to_guest);
+            self.waiting = self.port.to_guest(&mut self.to_guest[HEADER..]);
         }
-        self.waiting.is_some().then_some(self)
+        self.waiting.is_some()
     }
 
-    /// Writes that packet into the writable part of `buffers`, or loses it, as a TAP does.
-    pub(super) fn receive(&mut self, buffers: &ChainBuffers<'_>) -> io::Result<Received> {
+    /// Writes that packet into `lent`, and what does not fit into `beyond`, as reading from a TAP does. Returns its
+    /// bytes, header included; more than fit in both is lost.
+    pub(super) fn receive(&mut self, lent: &mut Lent, beyond: &mut [u8]) -> u32 {
         self.stale = true;
-        let frame = self.waiting.take().and_then(|len| self.to_guest.get(..len)).unwrap_or_default();
-        // Nothing is left to the guest: no checksum, no segmentation.
-        let header = [0; HEADER_LEN as usize];
-        match buffers.write_at(0, &header).and_then(|()| buffers.write_at(HEADER_LEN, frame)) {
-            Ok(()) => {
-                u32::try_from(header.len() + frame.len()).map(Received::Packet).map_err(io::Error::other)
-            }
-            Err(_) => Ok(Received::TooLong),
+        let len = HEADER + self.waiting.take().unwrap_or_default();
+        let packet = self.to_guest.get(..len).unwrap_or_default();
+        let kept = lent.write(0, packet);
+        for (to, from) in beyond.iter_mut().zip(&packet[kept..]) {
+            *to = *from;
         }
+        u32::try_from(len).unwrap_or(u32::MAX)
     }
 
     /// The timer, to be waited for edge triggered.

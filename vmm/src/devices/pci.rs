@@ -1,0 +1,92 @@
+//! Virtio devices on PCI: their places, and what KVM is to know of them.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::devices::bus::Bus;
+use ::devices::pci::bus::{Doorbells, PciBus};
+use ::devices::virtio::device::{Memory, VirtioDevice};
+use ::devices::virtio::pci::VirtioPci;
+use ::devices::virtio::slot::Slot;
+use ::devices::virtio::worker::Worker;
+use arch::layout::{PCI_ECAM, PCI_MMIO32, Window};
+use kvm_ioctls::{IoEventAddress, NoDatamatch};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::DeviceError;
+use crate::irq::IrqRouter;
+use crate::vm::Vm;
+
+// What `arch` tells the guest is what `devices` does.
+const _: () = assert!(PCI_ECAM.size == PciBus::ECAM_LEN && PCI_MMIO32.size >= 32 * VirtioPci::BAR_LEN);
+
+/// The bus of a microVM.
+pub struct Pci {
+    vm: Arc<Vm>,
+    bus: Arc<Mutex<PciBus>>,
+}
+
+impl Pci {
+    /// A bus whose BARs may be in its window below 4 GiB, and in `mmio64`.
+    pub fn new(vm: &Arc<Vm>, memory: &Arc<Bus>, mmio64: Window) -> Result<Self, DeviceError> {
+        vm.check_pci()?;
+        let windows = [PCI_MMIO32, mmio64].map(|window| window.start.0..=window.last().0);
+        let bus = Arc::new(Mutex::new(PciBus::new(memory, windows)));
+        memory.insert(PCI_ECAM.start.0, PCI_ECAM.size, Arc::clone(&bus) as _)?;
+        Ok(Self { vm: Arc::clone(vm), bus })
+    }
+
+    /// Puts a device on the bus, behind those that are there, and wires it to KVM.
+    pub fn add(
+        &self,
+        device: Box<dyn VirtioDevice>,
+        memory: &Memory,
+        irqs: &IrqRouter,
+    ) -> Result<(Arc<Slot>, Worker), DeviceError> {
+        let mut bus = self.bus.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = bus.free().ok_or(DeviceError::NoRoom("PCI"))?;
+        let vectors = irqs.vectors(VirtioPci::vectors(&*device))?;
+        let base = PCI_MMIO32.start.0 + number as u64 * VirtioPci::BAR_LEN;
+        let function =
+            VirtioPci::new(device, memory.clone(), Arc::new(vectors), base).map_err(DeviceError::EventFd)?;
+        let (slot, worker) = (Arc::clone(function.slot()), function.worker());
+        let kicks = Kicks { vm: Arc::clone(&self.vm), kicks: function.kicks().to_vec() };
+        bus.insert(number, Arc::new(Mutex::new(function)), Box::new(kicks));
+        Ok((slot, worker))
+    }
+}
+
+/// The kicks of a device's queues, each an ioeventfd for writes of any width and value to an address of its own.
+struct Kicks {
+    vm: Arc<Vm>,
+    kicks: Vec<Arc<EventFd>>,
+}
+
+impl Kicks {
+    fn places(&self, base: u64) -> impl Iterator<Item = (&EventFd, IoEventAddress)> {
+        let address = move |queue| IoEventAddress::Mmio(base + VirtioPci::notify_offset(queue));
+        (0..).zip(&self.kicks).map(move |(queue, kick)| (&**kick, address(queue)))
+    }
+
+    fn remove(&self, kick: &EventFd, address: &IoEventAddress) {
+        if let Err(error) = self.vm.fd().unregister_ioevent(kick, address, NoDatamatch) {
+            log::warn!("KVM refused to forget an ioeventfd at {address:?}: {error}");
+        }
+    }
+}
+
+impl Doorbells for Kicks {
+    fn attach(&self, base: u64) -> io::Result<()> {
+        for (done, (kick, address)) in self.places(base).enumerate() {
+            if let Err(error) = self.vm.fd().register_ioevent(kick, &address, NoDatamatch) {
+                self.places(base).take(done).for_each(|(kick, address)| self.remove(kick, &address));
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn detach(&self, base: u64) {
+        self.places(base).for_each(|(kick, address)| self.remove(kick, &address));
+    }
+}
