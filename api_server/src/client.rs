@@ -84,7 +84,7 @@ impl Client {
         Self { socket: socket.to_owned() }
     }
 
-    /// Asks and waits for the answer: `None` when it is done and there is nothing to say.
+    /// Asks and waits for the answer: `None` when it is done and there is nothing to say. A plain text is a string.
     ///
     /// # Errors
     /// When nobody answers, and when the answer is a refusal.
@@ -115,7 +115,7 @@ impl Client {
             .enable_io()
             .build()
             .map_err(ClientError::Runtime)?;
-        let (status, bytes) = runtime.block_on(async {
+        let (status, is_text, bytes) = runtime.block_on(async {
             let stream = UnixStream::connect(&self.socket)
                 .await
                 .map_err(|source| ClientError::Connect { socket: socket(), source })?;
@@ -124,7 +124,9 @@ impl Client {
             tokio::spawn(connection);
             let reply = sender.send_request(request).await.map_err(exchange)?;
             let status = reply.status();
-            Ok((status, reply.into_body().collect().await.map_err(exchange)?.to_bytes()))
+            let kind = reply.headers().get(CONTENT_TYPE);
+            let is_text = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+            Ok((status, is_text, reply.into_body().collect().await.map_err(exchange)?.to_bytes()))
         })?;
         if !status.is_success() {
             let (method, path) = (method.clone(), path.to_owned());
@@ -139,6 +141,9 @@ impl Client {
         }
         if bytes.is_empty() {
             return Ok(None);
+        }
+        if is_text {
+            return Ok(Some(Value::String(String::from_utf8_lossy(&bytes).into_owned())));
         }
         serde_json::from_slice(&bytes).map(Some).map_err(|source| ClientError::NotJson {
             socket: socket(),

@@ -3,9 +3,12 @@
 use comfy_table::{Table, presets};
 use serde_json::{Map, Value};
 
-/// JSON over several lines.
+/// JSON over several lines; a text as it is.
 pub fn pretty(value: &Value) -> String {
-    format!("{value:#}\n")
+    match value {
+        Value::String(text) => format!("{}\n", text.lines().map(tame).collect::<Vec<_>>().join("\n")),
+        value => format!("{value:#}\n"),
+    }
 }
 
 /// An empty table.
@@ -106,10 +109,15 @@ fn flatten(path: String, value: &Value, row: &mut impl FnMut(String, String)) {
     }
 }
 
-/// A value without quotes. What comes from others may hold anything: control characters would reach the terminal.
+/// Without control characters, which would reach the terminal.
+fn tame(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A value without quotes. What comes from others may hold anything.
 pub fn plain(value: &Value) -> String {
     match value {
-        Value::String(text) => text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect(),
+        Value::String(text) => tame(text),
         other => other.to_string(),
     }
 }
@@ -153,6 +161,12 @@ mod tests {
                 vec!["machine-config", "vcpu_count", "2"],
             ]
         );
+    }
+
+    #[test]
+    fn a_text_is_shown_as_it_is() {
+        assert_eq!(pretty(&json!("up 1\ndown\u{1b} 2\n")), "up 1\ndown\u{fffd} 2\n");
+        assert_eq!(pretty(&json!({ "a": 1 })), "{\n  \"a\": 1\n}\n");
     }
 
     #[test]
