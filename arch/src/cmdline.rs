@@ -107,7 +107,9 @@ pub fn build(
 
 /// Whether arguments keep the kernel from looking at PCI at all.
 pub fn hides_pci(args: &str) -> bool {
-    kernel_words(args).filter_map(|word| word.strip_prefix("pci=")).any(|pci| pci.split(',').any(|one| one == "off"))
+    kernel_words(args)
+        .filter_map(|word| word.strip_prefix("pci="))
+        .any(|pci| pci.split(',').any(|one| one == "off"))
 }
 
 fn too_long(adding: &'static str) -> impl Fn(LoaderError) -> CmdlineError {
