@@ -259,6 +259,11 @@ fn load_guest(
     let root = config
         .root_drive()
         .map(|(_, drive)| RootDrive { partuuid: drive.partuuid.as_deref(), read_only: drive.is_read_only });
+    if pci.is_some() && source.boot_args.as_deref().is_some_and(arch::cmdline::hides_pci) {
+        log::warn!(
+            "boot-source.boot_args hold pci=off: the guest will find no devices, since they are on PCI"
+        );
+    }
     let cmdline =
         arch::cmdline::build(source.boot_args.as_deref(), root, pci.is_none().then_some(virtio_mmio))?;
     let cpus = config.machine_config.vcpu_count;
