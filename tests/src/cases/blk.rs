@@ -224,7 +224,7 @@ fn faults(ctx: &Ctx) -> Result<(), Failure> {
 
 /// Exits of the guest for each 4 KiB read at random, 32 at a time.
 fn exits(ctx: &Ctx) -> Result<(), Failure> {
-    const COUNT: u64 = 20_000;
+    const COUNT: u64 = 1_000;
     let memory = Mounted::tmpfs(&ctx.scratch.join("memory"), "64m")?;
     let path = memory.folder.join("disk.img");
     fs::write(&path, noise(32 << 20))?;
