@@ -74,7 +74,11 @@ impl<'a> Controller<'a> {
             Action::PutMmds(value) => self.mmds().put(value).map_err(mmds_fault).map(|()| Reply::Done),
             Action::PatchMmds(value) => self.mmds().patch(value).map_err(mmds_fault).map(|()| Reply::Done),
             Action::GetCgroup => Ok(Reply::Json(self.cgroup()?)),
-            Action::GetCgroupThreads => json(&threads::scan(self.placement.groups())),
+            Action::GetCgroupThreads => {
+                let threads = threads::scan(self.placement.groups());
+                METRICS.cgroup.strays.store(threads.strays.len() as u64);
+                json(&threads)
+            }
             Action::GetCgroupStats => {
                 let stats = self.groups.as_ref().ok_or_else(no_groups)?.stats();
                 stats.map(Reply::Json).map_err(fault)

@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 use cgroup::{CpuSet, Groups, Place, Role, SchedStat, StatsError};
 use serde::Serialize;
 
-use crate::metrics::METRICS;
-
 /// PF_IO_WORKER, PF_USER_WORKER (Linux 6.4 and later) and PF_KTHREAD: flags of threads that run kernel code only
 /// (include/linux/sched.h).
 const KERNEL_FLAGS: u64 = 0x10 | 0x4000 | 0x0020_0000;
@@ -91,7 +89,8 @@ pub fn loads() -> Result<(Vec<Load>, BTreeMap<&'static str, RoleLoad>), StatsErr
 #[derive(Debug, Serialize)]
 pub struct Threads {
     threads: Vec<Thread>,
-    strays: Vec<Thread>,
+    /// What of them is elsewhere.
+    pub strays: Vec<Thread>,
 }
 
 /// Looks at all threads. Those that end meanwhile are left out. Kernel threads are seen from the root PID
@@ -116,9 +115,7 @@ pub fn scan(groups: Option<&Groups>) -> Threads {
         // The worker of another microVM, whose name was cut, is not ours to judge.
         thread.comm == NX_WORKER || groups.is_none_or(|groups| in_place(text, &groups.places, thread.role))
     };
-    let strays: Vec<_> =
-        found.iter().filter(|found| !belongs(found)).map(|(thread, _)| thread.clone()).collect();
-    METRICS.cgroup.strays.store(strays.len() as u64);
+    let strays = found.iter().filter(|found| !belongs(found)).map(|(thread, _)| thread.clone()).collect();
     Threads { threads: found.into_iter().map(|(thread, _)| thread).collect(), strays }
 }
 
