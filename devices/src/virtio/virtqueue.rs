@@ -81,16 +81,21 @@ pub enum Turn {
     Held,
 }
 
-/// Checks that all three parts of queue `index` lie in guest memory, each in one region of it: then a part is
-/// in one piece in our address space too, as vhost needs it. Sizes are those of virtio 1.2, section 2.7, with
-/// the fields of VIRTIO_F_EVENT_IDX.
-pub fn check_ring(index: u16, queue: &Queue, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
+/// The three parts of a queue: what it is called, its address, and its length in bytes (virtio 1.2, section 2.7, with
+/// the fields of VIRTIO_F_EVENT_IDX).
+fn parts(queue: &Queue) -> [(&'static str, u64, usize); 3] {
     let size = usize::from(queue.size());
-    for (part, address, len) in [
+    [
         ("descriptor table", queue.desc_table(), 16 * size),
         ("available ring", queue.avail_ring(), 6 + 2 * size),
         ("used ring", queue.used_ring(), 6 + 8 * size),
-    ] {
+    ]
+}
+
+/// Checks that all three parts of queue `index` lie in guest memory, each in one region of it: then a part is
+/// in one piece in our address space too, as vhost needs it.
+pub fn check_ring(index: u16, queue: &Queue, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
+    for (part, address, len) in parts(queue) {
         memory.get_slice(GuestAddress(address), len).map_err(|_| QueueError::Ring {
             queue: index,
             part,
@@ -104,16 +109,11 @@ pub fn check_ring(index: u16, queue: &Queue, memory: &GuestMemoryMmap) -> Result
 /// Where the descriptor table, the available and the used ring are in our address space, if each is in one piece of
 /// guest memory.
 pub fn ring_addresses(queue: &Queue, memory: &GuestMemoryMmap) -> Option<[u64; 3]> {
-    let size = usize::from(queue.size());
-    let part = |address, len| {
+    let [table, available, used] = parts(queue).map(|(_, address, len)| {
         let slice = memory.get_slice(GuestAddress(address), len).ok()?;
         u64::try_from(slice.ptr_guard().as_ptr().addr()).ok()
-    };
-    Some([
-        part(queue.desc_table(), 16 * size)?,
-        part(queue.avail_ring(), 6 + 2 * size)?,
-        part(queue.used_ring(), 6 + 8 * size)?,
-    ])
+    });
+    Some([table?, available?, used?])
 }
 
 /// Signals an eventfd. One whose counter is full is as signalled as can be.
