@@ -16,7 +16,7 @@ use super::virtqueue::{Virtqueue, check_ring, signal};
 use crate::counter::{Counter, Counters, counters};
 
 /// How many failures of one device are worth a line in the log: a driver can cause as many as it likes.
-const LOGGED_FAILURES: u32 = 8;
+const LOGGED_FAILURES: u64 = 8;
 
 /// Where a device is in its life.
 enum Life {
@@ -33,7 +33,6 @@ enum Life {
 struct Served {
     device: Box<dyn VirtioDevice>,
     life: Life,
-    failures: u32,
 }
 
 counters! {
@@ -84,7 +83,7 @@ impl Slot {
         let kicks = device.queue_max_sizes().iter().map(kick).collect::<io::Result<_>>()?;
         let server = device.server();
         Ok(Self {
-            served: Mutex::new(Served { device, life: Life::Idle, failures: 0 }),
+            served: Mutex::new(Served { device, life: Life::Idle }),
             needs_reset: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             activation: EventFd::new(EFD_NONBLOCK)?,
@@ -262,15 +261,15 @@ impl Slot {
 
     /// The device cannot go on until the driver resets it.
     fn fail(&self, served: &mut Served, error: &DeviceError, counter: &Counter) {
-        served.failures = served.failures.saturating_add(1);
-        if served.failures <= LOGGED_FAILURES {
+        counter.inc();
+        let SlotCounters { activate_fails, event_fails } = &*self.counters;
+        if activate_fails.count() + event_fails.count() <= LOGGED_FAILURES {
             let kind = served.device.device_type();
             log::warn!("virtio device of type {kind}: {}; it needs a reset", resources::chain(error));
         }
         if let Life::Running(_) = std::mem::replace(&mut served.life, Life::Failed) {
             served.device.reset();
         }
-        counter.inc();
         self.needs_reset.store(true, Ordering::SeqCst);
         if let Err(error) = self.interrupt.trigger(Vector::Config) {
             log::debug!("could not tell the driver that its device needs a reset: {error}");
