@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::memfd;
+
 /// Changes whenever the meaning of the state does.
 const VERSION: u32 = 1;
 
@@ -54,19 +56,9 @@ struct Envelope<T> {
 pub fn pack<T: Serialize>(state: &T, descriptors: &Descriptors) -> Result<OwnedFd, HandoverError> {
     let numbers = descriptors.iter().map(|(name, fd)| (name.clone(), fd.as_raw_fd())).collect();
     let text = serde_json::to_vec(&Envelope { version: VERSION, descriptors: numbers, state })?;
-    // SAFETY: the name is a NUL-terminated string, and the flags are valid.
-    let fd =
-        unsafe { libc::memfd_create(c"pinfold-state".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-    if fd < 0 {
-        return Err(io("memfd_create")(io::Error::last_os_error()));
-    }
-    // SAFETY: memfd_create returned a new descriptor, which nobody else owns.
-    let mut file = unsafe { File::from_raw_fd(fd) };
+    let mut file = memfd::create(c"pinfold-state").map_err(io("memfd_create"))?;
     file.write_all(&text).map_err(io("write"))?;
-    // SAFETY: fcntl on a descriptor that we own, with an integer argument.
-    if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, SEALS) } < 0 {
-        return Err(io("F_ADD_SEALS")(io::Error::last_os_error()));
-    }
+    memfd::seal(&file, SEALS).map_err(io("F_ADD_SEALS"))?;
     Ok(file.into())
 }
 

@@ -24,6 +24,7 @@ mod irq;
 pub mod launch;
 mod logger;
 pub mod machine;
+mod memfd;
 mod memory;
 mod metrics;
 mod observability;

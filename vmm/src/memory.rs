@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use arch::layout::AddressMap;
 use vm_memory::{FileOffset, GuestMemoryMmap};
+
+use crate::memfd;
 
 /// Why there is no guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -46,18 +47,8 @@ pub fn allocate(map: &AddressMap, sharing: Sharing) -> Result<GuestMemoryMmap, M
 
 /// A memfd of this size, which cannot be cut off under those who map it.
 fn memfd(bytes: u64) -> io::Result<Arc<File>> {
-    // SAFETY: the name is a NUL-terminated string.
-    let fd =
-        unsafe { libc::memfd_create(c"pinfold-guest".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was just made and is owned by nobody else.
-    let file = unsafe { File::from_raw_fd(fd) };
+    let file = memfd::create(c"pinfold-guest")?;
     file.set_len(bytes)?;
-    // SAFETY: no memory is involved.
-    let sealed = unsafe {
-        libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL)
-    };
-    if sealed < 0 { Err(io::Error::last_os_error()) } else { Ok(Arc::new(file)) }
+    memfd::seal(&file, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL)?;
+    Ok(Arc::new(file))
 }
