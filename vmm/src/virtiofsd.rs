@@ -12,6 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use vmm_sys_util::tempdir::TempDir;
+
+use crate::descriptors::inheritable;
+
 /// Where distributions have it, if not in the PATH.
 const ELSEWHERE: [&str; 2] = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"];
 
@@ -63,7 +67,7 @@ pub struct Virtiofsd {
 /// dropped, both are gone; the connection is not.
 #[derive(Debug)]
 pub struct Door {
-    folder: PathBuf,
+    _folder: TempDir,
     socket: PathBuf,
 }
 
@@ -71,16 +75,6 @@ impl Door {
     /// Where to connect.
     pub fn path(&self) -> &Path {
         &self.socket
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        for result in [fs::remove_file(&self.socket), fs::remove_dir(&self.folder)] {
-            if let Err(error) = result {
-                log::warn!("could not remove {}: {error}", self.folder.display());
-            }
-        }
     }
 }
 
@@ -135,10 +129,10 @@ impl Drop for Virtiofsd {
 /// In the child: it ends with its parent, and keeps `fd` alone of what is open.
 fn prepare(fd: i32) -> io::Result<()> {
     // SAFETY: no memory is involved.
-    let results = unsafe {
-        [libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0), libc::fcntl(fd, libc::F_SETFD, 0)]
-    };
-    if results.contains(&-1) { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    inheritable(&[fd])
 }
 
 /// The program.
@@ -151,24 +145,10 @@ fn find() -> Option<PathBuf> {
 }
 
 fn open_door(base: &Path) -> io::Result<(Door, UnixListener)> {
-    let mut template = base.join("pinfold-fs-XXXXXX").into_os_string().into_encoded_bytes();
-    template.push(0);
-    // SAFETY: the template is a NUL-terminated string of our own, which is written in place.
-    if unsafe { libc::mkdtemp(template.as_mut_ptr().cast()) }.is_null() {
-        return Err(io::Error::last_os_error());
-    }
-    template.pop();
-    // SAFETY: only ASCII was written into what was encoded before.
-    let folder = PathBuf::from(unsafe { std::ffi::OsString::from_encoded_bytes_unchecked(template) });
-    let socket = folder.join("socket");
-    match UnixListener::bind(&socket) {
-        Ok(listener) => Ok((Door { folder, socket }, listener)),
-        Err(error) => {
-            // Nothing is in it.
-            let _ = fs::remove_dir(&folder);
-            Err(error)
-        }
-    }
+    let folder = TempDir::new_with_prefix(base.join("pinfold-fs-"))?;
+    let socket = folder.as_path().join("socket");
+    let listener = UnixListener::bind(&socket)?;
+    Ok((Door { _folder: folder, socket }, listener))
 }
 
 #[cfg(test)]
