@@ -5,8 +5,6 @@ use crate::check;
 use crate::lab::{Api, Machine, PATIENCE, Pod, Tap, caller, get_as_documented};
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -114,8 +112,7 @@ fn whole_life(ctx: &Ctx) -> Result<(), Failure> {
     let output = Command::new(&ctx.pinctl).arg("--api-sock").arg(&socket).arg("threads").output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     check!(output.status.code() == Some(1) && said.contains("api.sock"), "{output:?}");
-    check!(pod.children()?.is_empty(), "left: {:?}", pod.children()?);
-    Ok(())
+    pod.expect_empty("the end")
 }
 
 /// What pinctl prints.
@@ -175,14 +172,7 @@ fn devices(ctx: &Ctx) -> Result<(), Failure> {
         check!(line == answer, "asked for `{order}` the guest says `{line}`");
     }
 
-    let listener = UnixListener::bind(format!("{}_77", vsock.display()))?;
-    vm.send_line("send 77 hello from the guest")?;
-    let (mut stream, _) = listener.accept()?;
-    let mut said = String::new();
-    BufReader::new(stream.try_clone()?).read_line(&mut said)?;
-    check!(said == "hello from the guest\n", "the guest said {said:?}");
-    stream.write_all(b"hello back\n")?;
-    vm.wait_for_guest("answer hello back")?;
+    vm.talk_over_vsock(&vsock)?;
 
     api.patch("/balloon", &json!({ "amount_mib": 128 }))?;
     let deadline = Instant::now() + PATIENCE;

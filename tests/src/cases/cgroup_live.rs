@@ -139,8 +139,7 @@ fn live(ctx: &Ctx, layout: &Layout) -> Result<(), Failure> {
 
     vm.send_line("poweroff")?;
     vm.expect_exit(0)?;
-    check!(pod.children()?.is_empty(), "left: {:?}", pod.children()?);
-    Ok(())
+    pod.expect_empty("the end")
 }
 
 /// What cannot be had changes nothing.

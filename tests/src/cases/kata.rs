@@ -167,8 +167,7 @@ fn rust_shim(ctx: &Ctx) -> Result<(), Failure> {
     check!(status.signal() == Some(libc::SIGKILL), "SIGKILL ended it with {status}");
     // The shim takes the end of standard error as the sign that all is gone.
     vm.wait_errors_closed()?;
-    check!(pod.children()?.is_empty(), "left: {:?}", pod.children()?);
-    Ok(())
+    pod.expect_empty("the end")
 }
 
 /// Kata's Go shim: go-openapi's client on net/http.

@@ -5,8 +5,6 @@ use crate::check;
 use crate::lab::{Api, Machine, PATIENCE, Role, Running, Tap, scan};
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -90,7 +88,7 @@ fn devices(ctx: &Ctx) -> Result<(), Failure> {
     check!(workers == 1, "{workers} vhost workers for one interface on vhost");
 
     fast(&mut vm, &api, &metrics)?;
-    streams(&mut vm, &vsock)?;
+    vm.talk_over_vsock(&vsock)?;
     resize(&mut vm, &api, &larger)?;
     api.patch("/balloon", &json!({ "amount_mib": 64 }))?;
     let deadline = Instant::now() + PATIENCE;
@@ -127,19 +125,6 @@ fn fast(vm: &mut Running, api: &Api, metrics: &Path) -> Result<(), Failure> {
     check!(interrupts > 5 * FEW, "{interrupts} interrupts are too few to tell");
     let mmio = count("exit_mmio_read").saturating_add(count("exit_mmio_write"));
     check!(mmio <= FEW, "{mmio} exits for memory-mapped registers: {line}");
-    Ok(())
-}
-
-/// The guest's stream to a port of the host, there and back.
-fn streams(vm: &mut Running, vsock: &Path) -> Result<(), Failure> {
-    let listener = UnixListener::bind(format!("{}_77", vsock.display()))?;
-    vm.send_line("send 77 hello from the guest")?;
-    let (mut stream, _) = listener.accept()?;
-    let mut said = String::new();
-    BufReader::new(stream.try_clone()?).read_line(&mut said)?;
-    check!(said == "hello from the guest\n", "the guest said {said:?}");
-    stream.write_all(b"hello back\n")?;
-    vm.wait_for_guest("answer hello back")?;
     Ok(())
 }
 

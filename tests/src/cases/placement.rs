@@ -101,13 +101,13 @@ fn placement(ctx: &Ctx, layout: &Layout, kernel: Kernel) -> Result<(), Failure> 
 
     vm.send_line("poweroff")?;
     vm.expect_exit(0)?;
-    nothing_left(&pod, "a power-off")?;
+    pod.expect_empty("a power-off")?;
     drop(vm);
 
     let mut vm = launch(ctx, &pod, &caller, &tap)?;
     vm.signal(libc::SIGTERM)?;
     vm.expect_exit(0)?;
-    nothing_left(&pod, "SIGTERM")?;
+    pod.expect_empty("SIGTERM")?;
     drop(vm);
 
     let mut vm = launch(ctx, &pod, &caller, &tap)?;
@@ -119,7 +119,7 @@ fn placement(ctx: &Ctx, layout: &Layout, kernel: Kernel) -> Result<(), Failure> 
     check!(status.signal() == Some(libc::SIGKILL), "SIGKILL ended it with {status}");
     // The reaper closes it last.
     vm.wait_errors_closed()?;
-    nothing_left(&pod, "SIGKILL")
+    pod.expect_empty("SIGKILL")
 }
 
 /// Launches the pod's VM from the caller's group and waits until its disks and its network are busy.
@@ -200,11 +200,4 @@ fn keep_busy(vm: &mut Running, amount: u64) -> Result<(), Failure> {
         // Asking costs the guest time, too.
         std::thread::sleep(Duration::from_millis(500));
     }
-}
-
-fn nothing_left(pod: &Group, ending: &str) -> Result<(), Failure> {
-    let left = pod.children()?;
-    check!(left.is_empty(), "after {ending} {left:?} is left below {}", pod.path());
-    println!("after {ending} nothing is left");
-    Ok(())
 }

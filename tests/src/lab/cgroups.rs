@@ -2,6 +2,7 @@
 
 use super::{read, write};
 use crate::case::{CgroupVersion, Failure};
+use crate::check;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::ops::Deref;
@@ -182,6 +183,14 @@ impl Group {
     /// Whether the group exists, in any hierarchy.
     pub fn exists(&self) -> Result<bool, Failure> {
         Ok(roots()?.iter().any(|root| root.mount.join(self.path.trim_start_matches('/')).exists()))
+    }
+
+    /// Fails, naming what came before, if there is a group below this one in any hierarchy.
+    pub fn expect_empty(&self, after: &str) -> Result<(), Failure> {
+        let left = self.children()?;
+        check!(left.is_empty(), "after {after} {left:?} is left below {}", self.path());
+        println!("after {after} nothing is left");
+        Ok(())
     }
 
     /// The names of the groups right below this one, in any hierarchy.

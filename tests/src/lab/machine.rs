@@ -2,10 +2,12 @@
 
 use super::{Api, Group, PATIENCE, Tap};
 use crate::case::{Ctx, Failure};
+use crate::check;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -254,6 +256,19 @@ impl Running {
         self.send_line(&format!("{tag}{order}"))?;
         let line = self.wait_for_guest(&tag)?;
         Ok(line.strip_prefix(tag.as_str()).unwrap_or_default().to_owned())
+    }
+
+    /// Has the waiting guest send a line over vsock to the host, by the device's socket, and sends one back.
+    pub fn talk_over_vsock(&mut self, socket: &Path) -> Result<(), Failure> {
+        let listener = UnixListener::bind(format!("{}_77", socket.display()))?;
+        self.send_line("send 77 hello from the guest")?;
+        let (mut stream, _) = listener.accept()?;
+        let mut said = String::new();
+        BufReader::new(stream.try_clone()?).read_line(&mut said)?;
+        check!(said == "hello from the guest\n", "the guest said {said:?}");
+        stream.write_all(b"hello back\n")?;
+        self.wait_for_guest("answer hello back")?;
+        Ok(())
     }
 
     /// Asks the waiting guest for its counters of I/O so far: their sum, in sectors and packets.
