@@ -84,6 +84,8 @@ mod file;
 mod hierarchy;
 mod layout;
 mod limits;
+#[cfg(test)]
+mod numbers;
 mod parts;
 mod path;
 mod plan;

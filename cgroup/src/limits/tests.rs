@@ -3,6 +3,7 @@ use std::io;
 
 use super::*;
 use crate::hierarchy::{Chosen, Hierarchies, VersionChoice};
+use crate::numbers::Numbers;
 use crate::plan::Site;
 use crate::{Cpu, Memory, Pids};
 
@@ -224,17 +225,7 @@ fn the_example_of_record_comes_and_goes() {
     }
 }
 
-/// A small generator of numbers (xorshift), so that failures repeat.
-struct Numbers(u64);
-
 impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-
     fn some(&mut self, from: u64, to: u64) -> Option<i64> {
         (self.below(5) > 0).then(|| i64::try_from(from + self.below(to - from)).unwrap())
     }

@@ -1,20 +1,11 @@
 use super::*;
+use crate::numbers::Numbers;
 
 fn resources(json: &str) -> Resources {
     serde_json::from_str(json).unwrap()
 }
 
-/// A small generator of numbers (xorshift), so that failures repeat.
-struct Numbers(u64);
-
 impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-
     fn container(&mut self) -> Resources {
         let periods = [10_000, 33_333, 70_001, 100_000, 999_983, 0];
         let cpu = Cpu {

@@ -1,6 +1,4 @@
-use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
@@ -83,11 +81,7 @@ impl Peer {
 
 /// Shared guest memory of 64 KiB.
 fn memory() -> GuestMemoryMmap {
-    // SAFETY: the name is a NUL-terminated string.
-    let fd = unsafe { libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: the descriptor was just made and is owned by nobody else.
-    let file = unsafe { File::from_raw_fd(fd) };
+    let file = tempfile::tempfile().unwrap();
     file.set_len(0x1_0000).unwrap();
     let range = (GuestAddress(0), 0x1_0000, Some(FileOffset::new(file, 0)));
     GuestMemoryMmap::from_ranges_with_files([range]).unwrap()
