@@ -23,7 +23,6 @@ use super::front::Front;
 use super::interrupt::{Interrupt, Vector};
 use super::slot::Slot;
 use super::virtqueue::signal;
-use super::worker::Worker;
 use crate::bus::BusDevice;
 
 /// "virt", little endian.
@@ -81,17 +80,7 @@ impl MmioTransport {
         Ok(Self { front, interrupt })
     }
 
-    /// The kick eventfd of each queue, in order of the index, the same for the device's whole life.
-    pub fn kicks(&self) -> &[Arc<EventFd>] {
-        self.front.slot().kicks()
-    }
-
-    /// What the event loop that is to serve the device needs. To be called once.
-    pub fn worker(&self) -> Worker {
-        Worker::new(Arc::clone(self.front.slot()))
-    }
-
-    /// The device in its place, for whoever changes it while the guest runs.
+    /// The device in its place, for who wires its kicks, serves it, or changes it while the guest runs.
     pub fn slot(&self) -> &Arc<Slot> {
         self.front.slot()
     }

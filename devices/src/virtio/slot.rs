@@ -95,7 +95,7 @@ impl Slot {
         })
     }
 
-    /// The kick eventfd of each queue, in order of the index.
+    /// The kick eventfd of each queue, in order of the index, the same for the device's whole life.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
     }

@@ -256,35 +256,32 @@ impl Devices {
         device: Box<dyn VirtioDevice>,
         memory: &Memory,
     ) -> Result<Worker, DeviceError> {
-        let (slot, worker) = match &self.pci {
+        let slot = match &self.pci {
             Some(pci) => pci.add(device, memory, &self.irqs)?,
             None => self.add_mmio(device, memory)?,
         };
         for counters in slot.counters() {
             METRICS.devices.add(name.kind(), name.id(), counters);
         }
+        let worker = Worker::new(Arc::clone(&slot));
         self.slots.push((name, slot));
         Ok(worker)
     }
 
-    fn add_mmio(
-        &mut self,
-        device: Box<dyn VirtioDevice>,
-        memory: &Memory,
-    ) -> Result<(Arc<Slot>, Worker), DeviceError> {
+    fn add_mmio(&mut self, device: Box<dyn VirtioDevice>, memory: &Memory) -> Result<Arc<Slot>, DeviceError> {
         let window = virtio_mmio_window(self.virtio_mmio.len() as u64);
         let base = window.ok_or(DeviceError::NoRoom("virtio-mmio"))?.start;
         let line = self.irqs.allocate()?;
         let transport =
             MmioTransport::new(device, memory.clone(), line.irqfd).map_err(DeviceError::EventFd)?;
         let address = IoEventAddress::Mmio(base.0 + MmioTransport::QUEUE_NOTIFY);
-        for (queue, kick) in (0_u32..).zip(transport.kicks()) {
+        let slot = Arc::clone(transport.slot());
+        for (queue, kick) in (0_u32..).zip(slot.kicks()) {
             self.vm.fd().register_ioevent(kick, &address, queue).map_err(DeviceError::Ioeventfd)?;
         }
-        let (slot, worker) = (Arc::clone(transport.slot()), transport.worker());
         self.mmio.insert(base.0, VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(transport)) as _)?;
         self.virtio_mmio.push(MmioDevice { base, size: VIRTIO_MMIO_SIZE, gsi: line.gsi });
-        Ok((slot, worker))
+        Ok(slot)
     }
 
     /// Port I/O.

@@ -9,7 +9,6 @@ use ::devices::pci::ports::ConfigPorts;
 use ::devices::virtio::device::{Memory, VirtioDevice};
 use ::devices::virtio::pci::VirtioPci;
 use ::devices::virtio::slot::Slot;
-use ::devices::virtio::worker::Worker;
 use arch::layout::{PCI_CONFIG_PORT, PCI_ECAM, PCI_MMIO32, Window};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 use vmm_sys_util::eventfd::EventFd;
@@ -45,17 +44,17 @@ impl Pci {
         device: Box<dyn VirtioDevice>,
         memory: &Memory,
         irqs: &IrqRouter,
-    ) -> Result<(Arc<Slot>, Worker), DeviceError> {
+    ) -> Result<Arc<Slot>, DeviceError> {
         let mut bus = self.bus.lock().unwrap_or_else(PoisonError::into_inner);
         let number = bus.free().ok_or(DeviceError::NoRoom("PCI"))?;
         let vectors = irqs.vectors(VirtioPci::vectors(&*device))?;
         let base = PCI_MMIO32.start.0 + number as u64 * VirtioPci::BAR_LEN;
         let function =
             VirtioPci::new(device, memory.clone(), Arc::new(vectors), base).map_err(DeviceError::EventFd)?;
-        let (slot, worker) = (Arc::clone(function.slot()), function.worker());
-        let kicks = Kicks { vm: Arc::clone(&self.vm), kicks: function.kicks().to_vec() };
+        let slot = Arc::clone(function.slot());
+        let kicks = Kicks { vm: Arc::clone(&self.vm), kicks: slot.kicks().to_vec() };
         bus.insert(number, Arc::new(Mutex::new(function)), Box::new(kicks));
-        Ok((slot, worker))
+        Ok(slot)
     }
 }
 

@@ -6,6 +6,7 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use super::*;
 use crate::virtio::fake_device::{Call, FEATURES, FakeDevice, Log, memory};
 use crate::virtio::testing::Ring;
+use crate::virtio::worker::Worker;
 
 struct Fixture {
     transport: MmioTransport,
@@ -25,7 +26,7 @@ impl Fixture {
         let transport =
             MmioTransport::new(Box::new(device), memory.clone(), irqfd.try_clone().unwrap()).unwrap();
         let mut manager = EventManager::new().unwrap();
-        manager.add_subscriber(transport.worker());
+        manager.add_subscriber(Worker::new(Arc::clone(transport.slot())));
         Self { transport, irqfd, log, memory, manager }
     }
 
@@ -238,7 +239,7 @@ fn notifications_kick_the_queue_they_name() {
     for index in [1, 2, u32::MAX] {
         fixture.write(0x50, index);
     }
-    let kicks = fixture.transport.kicks();
+    let kicks = fixture.transport.slot().kicks();
     assert_eq!(kicks.len(), 2);
     assert!(kicks[0].read().is_err());
     assert_eq!(kicks[1].read().unwrap(), 1);

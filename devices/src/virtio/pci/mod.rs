@@ -10,14 +10,11 @@ mod interrupt;
 use std::io;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
-
 use self::interrupt::PciInterrupt;
 use super::device::{Memory, VirtioDevice};
 use super::front::Front;
 use super::interrupt::Interrupt;
 use super::slot::Slot;
-use super::worker::Worker;
 use crate::bus::BusDevice;
 use crate::pci::PciFunction;
 use crate::pci::config::{ConfigSpace, Identity};
@@ -124,17 +121,7 @@ impl VirtioPci {
         Ok(Self { config, msix, msix_at, window_at, front, interrupt })
     }
 
-    /// The kick eventfd of each queue, in order of the index, the same for the device's whole life.
-    pub fn kicks(&self) -> &[Arc<EventFd>] {
-        self.front.slot().kicks()
-    }
-
-    /// What the event loop that is to serve the device needs. To be called once.
-    pub fn worker(&self) -> Worker {
-        Worker::new(Arc::clone(self.front.slot()))
-    }
-
-    /// The device in its place, for whoever changes it while the guest runs.
+    /// The device in its place, for who wires its kicks, serves it, or changes it while the guest runs.
     pub fn slot(&self) -> &Arc<Slot> {
         self.front.slot()
     }

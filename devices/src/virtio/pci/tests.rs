@@ -14,6 +14,7 @@ use crate::pci::fake_routes::FakeRoutes;
 use crate::pci::msix::Message;
 use crate::virtio::fake_device::{Call, FEATURES, FakeDevice, Log, memory};
 use crate::virtio::testing::Ring;
+use crate::virtio::worker::Worker;
 
 const BASE: u64 = 0xC010_0000;
 const V1: u64 = 1 << 32;
@@ -60,7 +61,7 @@ impl Fixture {
         let (memory, routes) = (memory(), Arc::new(FakeRoutes::new(VirtioPci::vectors(&device))));
         let function = VirtioPci::new(Box::new(device), memory.clone(), routes.clone(), BASE).unwrap();
         let mut manager = EventManager::new().unwrap();
-        manager.add_subscriber(function.worker());
+        manager.add_subscriber(Worker::new(Arc::clone(function.slot())));
         Self { function, routes, log, memory, manager }
     }
 
@@ -300,7 +301,7 @@ fn notifications_kick_the_queue_they_name() {
     for (offset, len) in [(4, 2), (8, 2), (0xFFC, 4)] {
         fixture.write(NOTIFY + offset, len, 0xFFFF);
     }
-    let kicks = fixture.function.kicks();
+    let kicks = fixture.function.slot().kicks();
     assert_eq!(kicks.len(), 2);
     assert!(kicks[0].read().is_err());
     assert_eq!(kicks[1].read().unwrap(), 1);
@@ -403,7 +404,7 @@ proptest! {
         let routes = Arc::new(FakeRoutes::new(3));
         let function = VirtioPci::new(Box::new(device), memory.clone(), routes.clone(), BASE).unwrap();
         let mut manager = EventManager::new().unwrap();
-        manager.add_subscriber(function.worker());
+        manager.add_subscriber(Worker::new(Arc::clone(function.slot())));
         let function = Arc::new(Mutex::new(function));
         let bus = Arc::new(Bus::new());
         let mut pci = PciBus::new(&bus, [BASE..=BASE + 0xF_FFFF, 1 << 40..=(1 << 40) + 0xF_FFFF]);
