@@ -103,6 +103,19 @@ fn at(section: String) -> impl FnOnce((&'static str, String)) -> ConfigError {
     move |(field, problem)| ConfigError::Value { field: format!("{section}.{field}"), problem }
 }
 
+/// Refuses a `value` that another has for the same field.
+fn once<'a>(
+    seen: &mut HashSet<&'a str>,
+    value: &'a str,
+    section: &str,
+    field: &'static str,
+) -> Result<(), ConfigError> {
+    match seen.insert(value) {
+        true => Ok(()),
+        false => Err(at(section.to_owned())((field, format!("{value:?} is there twice")))),
+    }
+}
+
 /// Reads JSON, naming the field that is wrong by its path.
 pub fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, ConfigError> {
     let mut json = serde_json::Deserializer::from_slice(text);
@@ -259,9 +272,7 @@ impl MicrovmConfig {
         for (index, drive) in self.drives.iter().enumerate() {
             let section = format!("drives[{index}]");
             drive.check().map_err(at(section.clone()))?;
-            if !ids.insert(drive.drive_id.as_str()) {
-                return Err(at(section)(("drive_id", format!("\"{}\" is there twice", drive.drive_id))));
-            }
+            once(&mut ids, drive.drive_id.as_str(), &section, "drive_id")?;
             if drive.is_root_device
                 && let Some(other) = root.replace(&drive.drive_id)
             {
@@ -277,9 +288,7 @@ impl MicrovmConfig {
         for (index, fs) in self.fs.iter().enumerate() {
             let section = format!("fs[{index}]");
             fs.check().map_err(at(section.clone()))?;
-            if !tags.insert(fs.tag.as_str()) {
-                return Err(at(section)(("tag", format!("\"{}\" is there twice", fs.tag))));
-            }
+            once(&mut tags, fs.tag.as_str(), &section, "tag")?;
         }
         Ok(())
     }
@@ -290,13 +299,8 @@ impl MicrovmConfig {
         for (index, interface) in self.network_interfaces.iter().enumerate() {
             let section = format!("network-interfaces[{index}]");
             interface.check().map_err(at(section.clone()))?;
-            if !ids.insert(interface.iface_id.as_str()) {
-                return Err(at(section)(("iface_id", format!("\"{}\" is there twice", interface.iface_id))));
-            }
-            if !taps.insert(&interface.host_dev_name) {
-                let problem = format!("{:?} is there twice", interface.host_dev_name);
-                return Err(at(section)(("host_dev_name", problem)));
-            }
+            once(&mut ids, interface.iface_id.as_str(), &section, "iface_id")?;
+            once(&mut taps, interface.host_dev_name.as_str(), &section, "host_dev_name")?;
         }
         let Some(mmds) = &self.mmds_config else { return Ok(()) };
         mmds.check(|id| ids.contains(id.as_str())).map_err(at("mmds-config".to_owned()))?;
