@@ -238,19 +238,13 @@ impl VirtioDevice for Fs {
         let Activation { memory, queues, features, interrupt } = activation;
         let queues: Vec<Virtqueue> = queues.into_iter().flatten().collect();
         let shared = memory.memory().into_inner();
-        let started = match self.lost {
-            true => Ok(()),
-            false => self.backend.start(&shared, &queues, features, interrupt.as_ref()),
-        };
-        self.running = Some(Running { memory, _shared: shared, queues });
-        match started {
-            Ok(()) if !self.lost => Ok(()),
-            Ok(()) => self.take_over(),
-            Err(error) => {
-                self.lose(&format!("the back-end could not be started: {error}"));
-                self.take_over()
-            }
+        if !self.lost
+            && let Err(error) = self.backend.start(&shared, &queues, features, interrupt.as_ref())
+        {
+            self.lose(&format!("the back-end could not be started: {error}"));
         }
+        self.running = Some(Running { memory, _shared: shared, queues });
+        if self.lost { self.take_over() } else { Ok(()) }
     }
 
     fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {
