@@ -249,6 +249,33 @@ impl Virtqueue {
         self.queue.enable_notification(memory).map_err(|reason| self.used(reason))
     }
 
+    /// Asks for a kick only when the driver has added `count` chains; `true` if they are there and no kick may
+    /// follow. `None` without VIRTIO_F_EVENT_IDX, which this takes (virtio 1.2, section 2.7.10).
+    pub fn enable_kick_after(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        count: u16,
+    ) -> Result<Option<bool>, QueueError> {
+        if !self.queue.event_idx_enabled() {
+            return Ok(None);
+        }
+        // With fewer descriptors than that the kick would never come.
+        let count = count.min(self.queue.size() / 2).max(1);
+        let next = self.queue.next_avail();
+        let event = next.wrapping_add(count - 1);
+        memory
+            .store(event.to_le(), self.used_address(4 + 8 * u64::from(self.queue.size()))?, Ordering::Relaxed)
+            .map_err(|error| self.used(virtio_queue::Error::GuestMemory(error)))?;
+        // What the driver has added is read after it can see what we want.
+        fence(Ordering::SeqCst);
+        let queue = self.index;
+        let available = self
+            .queue
+            .avail_idx(memory, Ordering::Relaxed)
+            .map_err(|reason| QueueError::Available { queue, reason })?;
+        Ok(Some(available.0.wrapping_sub(next) >= count))
+    }
+
     /// Asks for no kicks; a hint that the driver may ignore.
     pub fn disable_kicks(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
         self.queue.disable_notification(memory).map_err(|reason| self.used(reason))

@@ -55,14 +55,6 @@ impl Engine {
         }
     }
 
-    /// Whether there is something for [`Self::next_ended`].
-    pub(super) fn has_ended(&mut self) -> bool {
-        match self {
-            Self::Blocking => false,
-            Self::Uring(ring) => ring.has_ended(),
-        }
-    }
-
     /// A step that has ended since it began: its token and its result.
     pub(super) fn next_ended(&mut self) -> Option<(u64, io::Result<u64>)> {
         match self {

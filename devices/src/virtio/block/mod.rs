@@ -7,7 +7,7 @@
 //! | [`drive`] | which requests are taken, and what became of them |
 //! | [`task`] | requests under way |
 //! | [`server`] | from the queues to the disk and back |
-//! | [`polling`] | looking again before going to sleep |
+//! | [`polling`] | waiting a moment for several requests |
 //! | [`engine`], [`uring`] | blocking calls, or io_uring |
 //! | [`disk`] | the file or block device |
 

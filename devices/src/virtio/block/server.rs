@@ -11,7 +11,7 @@ use super::BlockCounters;
 use super::disk::{Disk, Step};
 use super::drive::{Drive, Verdict, Work};
 use super::engine::Engine;
-use super::polling::Polling;
+use super::polling::{BATCH, Polling};
 use super::request::{Request, Status};
 use super::task::Tasks;
 use crate::rate_limiter::RateLimiter;
@@ -82,6 +82,8 @@ pub(super) struct Server {
     first: usize,
     iovecs: ChainIovecs,
     polling: Polling,
+    /// Chains taken since the last wake-up or wait.
+    found: u32,
     counters: Arc<BlockCounters>,
 }
 
@@ -102,6 +104,7 @@ impl Server {
             first: 0,
             iovecs: ChainIovecs::new(),
             polling: Polling::default(),
+            found: 0,
             counters,
         }
     }
@@ -125,24 +128,22 @@ impl Server {
             self.notify(&memory)?;
             share.take_turn();
             if share.is_spent() || !submitted {
+                self.found = 0;
                 return self.wake_ourselves();
             }
             // What has just ended may have begun a flush.
             if !self.ready.is_empty() || self.engine.has_prepared() {
                 continue;
             }
+            self.polling.found(std::mem::take(&mut self.found));
             // The limiter's timer or what is in flight wakes us. Until then the driver need not.
             if limiter.is_blocked() || self.tasks.is_full() {
                 return Ok(());
             }
-            let (engine, queues) = (&mut self.engine, &self.queues);
-            let more =
-                || engine.has_ended() || queues.iter().flatten().any(|queue| queue.has_available(&memory));
-            if self.polling.find(more) {
+            if self.wait(&memory)? {
                 continue;
             }
             if !self.enable_kicks(&memory)? {
-                self.polling.sleeps();
                 return Ok(());
             }
             self.disable_kicks(&memory)?;
@@ -421,6 +422,25 @@ impl Server {
 
     fn disable_kicks(&mut self, memory: &Guard) -> Result<(), QueueError> {
         self.queues.iter_mut().flatten().try_for_each(|queue| queue.disable_kicks(memory))
+    }
+
+    /// Waits for several requests, if that is expected to pay; `true` if some are there. With something in flight
+    /// the disk is waited for too, which is the event loop's affair.
+    fn wait(&mut self, memory: &Guard) -> Result<bool, QueueError> {
+        if !self.polling.pays() || !self.tasks.is_empty() {
+            return Ok(false);
+        }
+        let mut whole = false;
+        for queue in self.queues.iter_mut().flatten() {
+            match queue.enable_kick_after(memory, BATCH)? {
+                Some(there) => whole |= there,
+                // This driver kicks for each, or for none.
+                None => return Ok(false),
+            }
+        }
+        whole = whole || Polling::wait(self.queues.iter().flatten().map(Virtqueue::kick));
+        self.polling.waited(whole);
+        Ok(self.queues.iter().flatten().any(|queue| queue.has_available(memory)))
     }
 
     /// Asks for kicks of all queues; `true` if something arrived meanwhile.

@@ -159,6 +159,11 @@ impl Tasks {
         Self { slots: Vec::new(), free: Vec::new(), limit }
     }
 
+    /// Whether none is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
     /// Whether no other one may begin.
     pub(super) fn is_full(&self) -> bool {
         self.free.is_empty() && self.slots.len() >= self.limit

@@ -97,7 +97,7 @@ impl Uring {
     }
 
     /// Whether a step has ended that was not taken yet.
-    pub(super) fn has_ended(&mut self) -> bool {
+    fn has_ended(&mut self) -> bool {
         !self.ring.completion().is_empty()
     }
 

@@ -371,3 +371,30 @@ fn a_full_eventfd_is_signalled() {
     event.write(u64::MAX - 1).unwrap();
     signal(&event).unwrap();
 }
+
+#[test]
+fn a_kick_is_asked_for_after_several_chains() {
+    let fixture = Fixture::new();
+    assert_eq!(fixture.queue(false).enable_kick_after(&fixture.memory, 4).unwrap(), None);
+
+    let mut queue = fixture.queue(true);
+    let ring = fixture.ring();
+    for index in 0..SIZE {
+        ring.store(index, Descriptor::new(0x8000, 1, 0, 0));
+    }
+    assert_eq!(queue.enable_kick_after(&fixture.memory, 4).unwrap(), Some(false));
+    // The driver kicks when it adds the chain with this number.
+    assert_eq!(ring.available_event(), 3);
+    for index in 0..3 {
+        ring.offer(index, index);
+        assert_eq!(queue.enable_kick_after(&fixture.memory, 4).unwrap(), Some(false), "{index}");
+    }
+    ring.offer(3, 3);
+    assert_eq!(queue.enable_kick_after(&fixture.memory, 4).unwrap(), Some(true));
+    assert!(queue.pop(&fixture.memory).unwrap().is_some());
+    assert_eq!(queue.enable_kick_after(&fixture.memory, 4).unwrap(), Some(false));
+    assert_eq!(ring.available_event(), 4);
+    // Never more than the driver can add.
+    assert_eq!(queue.enable_kick_after(&fixture.memory, u16::MAX).unwrap(), Some(false));
+    assert_eq!(ring.available_event(), 1 + SIZE / 2 - 1);
+}
