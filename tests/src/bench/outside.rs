@@ -53,7 +53,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("report.json"), serde_json::to_vec_pretty(&report)?)?;
     fs::write(folder.join("report.md"), report.markdown())?;
-    for (group, drawing) in plot::drawings(&report) {
+    for (group, drawing) in plot::drawings(&report)? {
         fs::write(folder.join(format!("{group}.svg")), drawing)?;
     }
     println!("{}", report.text());
