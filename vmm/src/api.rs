@@ -44,7 +44,7 @@ impl Api {
     /// Binds the socket and starts the thread; `event_loop` is woken by each request.
     pub fn start(args: &Args, filters: &Filters, event_loop: &mut EventLoop) -> Result<Self, ApiError> {
         let failed = |doing| move |source| ApiError::Thread { doing, source };
-        let server = Server::bind(&args.api_sock)?;
+        let server = Server::bind(&args.api_sock)?.prepare()?;
         let limits = Limits { max_body: args.http_api_max_payload_size, ..Limits::default() };
         let stop = EventFd::new(EFD_NONBLOCK).map(Arc::new).map_err(failed("eventfd"))?;
         let wake = EventFd::new(EFD_NONBLOCK).map_err(failed("eventfd"))?;
