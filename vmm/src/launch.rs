@@ -43,12 +43,12 @@ fn launch() -> Result<Code, Failure> {
         Some(fd) => Placement::resume(fd).map_err(|error| Failure::configuration(&error))?,
         None => {
             let order = read_order(&args).map_err(|error| Failure::configuration(&error))?;
+            order.filters.hide_backtraces();
             let placed = Image::open()
                 .and_then(|image| Placement::establish(&image, &args.id, &order)?.exec(&image, &order));
             (placed.map_err(|error| Failure::configuration(&error))?, order)
         }
     };
-    order.filters.hide_backtraces();
     let result = session::run(&args, order, &placement);
     placement.dissolve();
     result
