@@ -19,4 +19,4 @@ mod openapi_tests;
 pub use client::{Client, ClientError};
 pub use hyper::Method;
 pub use routes::{Request, parse};
-pub use server::{Handler, Limits, Responder, Server, ServerError};
+pub use server::{Handler, Limits, Prepared, Responder, Server, ServerError};

@@ -38,6 +38,7 @@ use resources::{Action, Outcome, Reply};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet, LocalSet, yield_now};
 use tokio::time::{Instant, sleep, timeout};
@@ -198,6 +199,39 @@ impl Server {
         Ok(Self { listener, file: Some(file) })
     }
 
+    /// Makes what serving takes, so that the thread that serves needs to make no descriptors of its own.
+    pub fn prepare(self) -> Result<Prepared, ServerError> {
+        let failed = |doing| move |source| ServerError::Serve { doing, source };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(failed("making the runtime"))?;
+        self.listener.set_nonblocking(true).map_err(failed("fcntl"))?;
+        let served = self.listener.try_clone().map_err(failed("dup"))?;
+        Ok(Prepared { runtime, served, server: self })
+    }
+
+    /// Serves in the calling thread, see [`Prepared::run`].
+    pub fn run(
+        self,
+        handler: impl Handler + 'static,
+        limits: Limits,
+        stop: &impl AsRawFd,
+    ) -> Result<(), ServerError> {
+        self.prepare()?.run(handler, limits, stop)
+    }
+}
+
+/// A socket that is ready to be served, in whatever thread.
+#[derive(Debug)]
+pub struct Prepared {
+    runtime: Runtime,
+    served: StdListener,
+    server: Server,
+}
+
+impl Prepared {
     /// Serves until `stop` is readable; then connections get a moment to pass on the last replies, and the socket
     /// is removed. Starts no thread. `stop` owns its descriptor, such as an eventfd.
     pub fn run(
@@ -207,16 +241,10 @@ impl Server {
         stop: &impl AsRawFd,
     ) -> Result<(), ServerError> {
         let failed = |doing| move |source| ServerError::Serve { doing, source };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()
-            .map_err(failed("making the runtime"))?;
-        self.listener.set_nonblocking(true).map_err(failed("fcntl"))?;
-        let listener = self.listener.try_clone().map_err(failed("dup"))?;
+        let Self { runtime, served, server: Server { listener: _listener, file } } = self;
         let service = Rc::new(Service { handler: Box::new(handler), turn: Mutex::new(()), limits });
         LocalSet::new().block_on(&runtime, async {
-            let listener = UnixListener::from_std(listener).map_err(failed("epoll_ctl"))?;
+            let listener = UnixListener::from_std(served).map_err(failed("epoll_ctl"))?;
             // SAFETY: `stop` is borrowed for the whole of this function, so its descriptor stays open and the same
             // for longer than this.
             let stop = unsafe { AsyncFd::register_with_interest(stop.as_raw_fd(), Interest::READABLE) }
@@ -236,7 +264,7 @@ impl Server {
             connections.finish().await;
             Ok(())
         })?;
-        drop(self.file);
+        drop(file);
         Ok(())
     }
 }

@@ -11,6 +11,8 @@ pub mod bench;
 pub mod case;
 pub mod cases;
 pub mod host;
+#[cfg(test)]
+mod inventory;
 pub mod lab;
 pub mod registry;
 pub mod route;

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use api_server::{Handler, Limits, Method, Responder, Server, ServerError};
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::args::Args;
 use crate::event_loop::EventLoop;
 use crate::metrics::METRICS;
+use crate::seccomp::{Filters, Role};
 
 /// Why there is no API.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +42,9 @@ pub struct Api {
 
 impl Api {
     /// Binds the socket and starts the thread; `event_loop` is woken by each request.
-    pub fn start(args: &Args, event_loop: &mut EventLoop) -> Result<Self, ApiError> {
+    pub fn start(args: &Args, filters: &Filters, event_loop: &mut EventLoop) -> Result<Self, ApiError> {
         let failed = |doing| move |source| ApiError::Thread { doing, source };
-        let server = Server::bind(&args.api_sock)?;
+        let server = Server::bind(&args.api_sock)?.prepare()?;
         let limits = Limits { max_body: args.http_api_max_payload_size, ..Limits::default() };
         let stop = EventFd::new(EFD_NONBLOCK).map(Arc::new).map_err(failed("eventfd"))?;
         let wake = EventFd::new(EFD_NONBLOCK).map_err(failed("eventfd"))?;
@@ -51,14 +52,12 @@ impl Api {
         let (sender, requests) = mpsc::channel();
         let handler = HandOver { sender, wake };
         let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new()
-            .name("pinfold_api".to_owned())
-            .spawn(move || {
-                if let Err(error) = server.run(handler, limits, &stopped) {
-                    log::error!("the API ends: {}", crate::exit::chain(&error));
-                }
-            })
-            .map_err(failed("spawn"))?;
+        let serve = move || {
+            if let Err(error) = server.run(handler, limits, &stopped) {
+                log::error!("the API ends: {}", crate::exit::chain(&error));
+            }
+        };
+        let thread = filters.spawn(Role::Api, "pinfold_api".to_owned(), serve).map_err(failed("spawn"))?;
         Ok(Self { requests: Some(requests), stop, thread: Some(thread) })
     }
 

@@ -11,6 +11,8 @@ pub enum Code {
     Ok = 0,
     /// Something failed while the guest ran.
     Generic = 1,
+    /// A thread asked the kernel for what its seccomp filter forbids.
+    BadSyscall = 148,
     /// The configuration cannot be honoured; placement included.
     BadConfiguration = 152,
     /// The command line makes no sense.

@@ -12,7 +12,8 @@ unsafe extern "C" {
 pub fn forget_code() {
     let (start, end) = (&raw const __executable_start, &raw const etext);
     // SAFETY: the range is our executable's headers, constants and code: mapped from the file, never written, since
-    // relocated data are behind the code. So what is read again is the same. madvise(2) does not fail half way.
+    // relocated data are behind the code. So what is read again is the same. Where the linker leaves a page between
+    // headers and code unmapped the kernel skips it, and says ENOMEM when it is done (madvise(2)).
     let result =
         unsafe { libc::madvise(start.cast_mut().cast(), end.addr() - start.addr(), libc::MADV_DONTNEED) };
     if result != 0 {
@@ -20,28 +21,40 @@ pub fn forget_code() {
     }
 }
 
+/// Has all threads allocate from one heap, instead of one for each. They allocate little while the guest runs, and the
+/// heaps of threads would need system calls (`mprotect`, opening a file in /proc) that no seccomp filter has to allow
+/// then. To be called while there is one thread.
+pub fn share_heap() {
+    // SAFETY: it takes no pointer.
+    if unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } == 0 {
+        log::debug!("the C library keeps a heap for each thread");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Bytes of the program's code that are mapped in.
-    fn resident_code() -> u64 {
+    /// Where the program's code is mapped, and how many KiB of it are mapped in.
+    fn code() -> (std::ops::Range<usize>, u64) {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut lines = maps.lines().skip_while(|line| !line.contains(" r-xp "));
+        let (start, rest) = lines.next().unwrap().split_once('-').unwrap();
+        let [start, end] = [start, rest.split_once(' ').unwrap().0];
+        let range = usize::from_str_radix(start, 16).unwrap()..usize::from_str_radix(end, 16).unwrap();
         let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
-        rss.trim().trim_end_matches(" kB").parse().unwrap()
+        (range, rss.trim().trim_end_matches(" kB").parse().unwrap())
     }
 
     #[test]
     fn code_is_given_back_and_goes_on_to_run() {
-        let (start, end) = (&raw const __executable_start, &raw const etext);
-        for offset in (0..end.addr() - start.addr()).step_by(4096) {
-            // SAFETY: the byte is of our executable's mapping, see above.
-            unsafe { start.wrapping_add(offset).read_volatile() };
+        for address in code().0.step_by(4096) {
+            // SAFETY: the byte is of our executable's code, which is mapped for as long as it runs.
+            unsafe { std::ptr::with_exposed_provenance::<u8>(address).read_volatile() };
         }
-        let before = resident_code();
+        let before = code().1;
         forget_code();
-        let after = resident_code();
+        let after = code().1;
         assert!(after < before, "{before} KiB before, {after} KiB after");
     }
 }

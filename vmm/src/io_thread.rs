@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use ::devices::virtio::worker::Worker;
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
@@ -11,6 +11,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::event_loop::register;
+use crate::seccomp::{Filters, Role};
 
 /// Why a device has no thread.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +39,7 @@ pub struct IoThread {
 
 impl IoThread {
     /// Serves `worker` on a thread of its own, which is born in the cgroup of the calling one.
-    pub fn spawn(id: &ResourceId, worker: Worker) -> Result<Self, IoThreadError> {
+    pub fn spawn(id: &ResourceId, worker: Worker, filters: &Filters) -> Result<Self, IoThreadError> {
         let failed = |source| IoThreadError::Start { id: id.clone(), source };
         let stop = EventFd::new(EFD_NONBLOCK).map(Arc::new).map_err(failed)?;
         let mut manager: EventManager<Subscriber> =
@@ -47,11 +48,10 @@ impl IoThread {
         manager.add_subscriber(Box::new(worker));
         let stopped = Arc::clone(&stop);
         let device = id.clone();
-        let thread = thread::Builder::new()
-            // Cut to the 15 bytes that a thread's name has.
-            .name(format!("pinfold_io {id}"))
-            .spawn(move || run(manager, &stopped, &device))
-            .map_err(failed)?;
+        // Cut to the 15 bytes that a thread's name has.
+        let name = format!("pinfold_io {id}");
+        let thread =
+            filters.spawn(Role::Io, name, move || run(manager, &stopped, &device)).map_err(failed)?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }

@@ -12,7 +12,8 @@ use serde_json::Value;
 use crate::args::Args;
 use crate::exit::{Code, Failure};
 use crate::placement::{Image, Order, Placement};
-use crate::{logger, reaper, session};
+use crate::seccomp::{Filters, PolicyError};
+use crate::{footprint, logger, reaper, session};
 
 /// The largest file that is read, in bytes.
 const MAX_CONFIG: u64 = 4 << 20;
@@ -37,13 +38,14 @@ fn launch() -> Result<Code, Failure> {
         return reaper::run(fd).map(|()| Code::Ok).map_err(|error| Failure::generic(&error));
     }
     logger::init(args.id.as_str(), args.level.unwrap_or(log::LevelFilter::Warn));
+    footprint::share_heap();
     let (placement, order) = match args.handover {
         Some(fd) => Placement::resume(fd).map_err(|error| Failure::configuration(&error))?,
         None => {
             let order = read_order(&args).map_err(|error| Failure::configuration(&error))?;
-            let placed = Image::open().and_then(|image| {
-                Placement::establish(&image, &args.id, &order.config.cgroup)?.exec(&image, &order)
-            });
+            order.filters.hide_backtraces();
+            let placed = Image::open()
+                .and_then(|image| Placement::establish(&image, &args.id, &order)?.exec(&image, &order));
             (placed.map_err(|error| Failure::configuration(&error))?, order)
         }
     };
@@ -61,6 +63,8 @@ enum ReadError {
     Large(PathBuf),
     #[error("{path} holds no JSON", path = .0.display())]
     Json(PathBuf, #[source] serde_json::Error),
+    #[error("--seccomp-filter {path}", path = .0.display())]
+    Policy(PathBuf, #[source] PolicyError),
     #[error("{path}", path = .0.display())]
     Config(PathBuf, #[source] ConfigError),
 }
@@ -75,7 +79,14 @@ fn read_order(args: &Args) -> Result<Order, ReadError> {
     let metadata = args.metadata.as_ref().map(|path| {
         serde_json::from_str(&read(path)?).map_err(|source| ReadError::Json(path.clone(), source))
     });
-    Ok(Order { config, start: args.config_file.is_some(), metadata: metadata.transpose()? })
+    let filters = match &args.seccomp_filter {
+        Some(path) => {
+            Filters::custom(&read(path)?).map_err(|source| ReadError::Policy(path.clone(), source))?
+        }
+        None if args.no_seccomp => Filters::Off,
+        None => Filters::BuiltIn,
+    };
+    Ok(Order { config, start: args.config_file.is_some(), metadata: metadata.transpose()?, filters })
 }
 
 /// A microVM of which only the section `cgroup` is declared: as JSON text, or by a file that holds it.

@@ -31,6 +31,7 @@ mod observability;
 mod placement;
 mod prometheus;
 mod reaper;
+mod seccomp;
 mod session;
 mod signals;
 mod sink;

@@ -13,8 +13,9 @@ mod limit;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -45,6 +46,14 @@ const MAX_LINE: usize = libc::PIPE_BUF;
 
 static LOGGER: LazyLock<Logger> = LazyLock::new(|| Logger::new(&METRICS.logger));
 
+/// The descriptor of the file or FIFO that lines go to; negative if there is none.
+static SINK: AtomicI32 = AtomicI32::new(-1);
+
+/// The file or FIFO that lines go to, for a signal handler. `None` if they go to standard error.
+pub fn raw_fd() -> Option<RawFd> {
+    Some(SINK.load(Ordering::Relaxed)).filter(|fd| *fd >= 0)
+}
+
 /// Logs from `level` up, naming the microVM. Only the first call has an effect.
 pub fn init(id: &str, level: LevelFilter) {
     if log::set_logger(&*LOGGER).is_ok() {
@@ -63,6 +72,8 @@ pub fn init(id: &str, level: LevelFilter) {
 pub fn configure(config: LoggerConfig) -> Result<(), SinkError> {
     let level = config.level;
     LOGGER.configure(config)?;
+    let fd = LOGGER.settings().sink.as_ref().map_or(-1, |sink| sink.as_raw_fd());
+    SINK.store(fd, Ordering::Relaxed);
     if let Some(level) = level {
         log::set_max_level(level);
     }

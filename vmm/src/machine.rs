@@ -25,12 +25,14 @@ use crate::console::{self, Input, Output, RawTerminal};
 use crate::cpu_template::{self, TemplateError};
 use crate::devices::{Board, DeviceError, Devices};
 use crate::event_loop::{ConsoleInput, EventLoop};
+use crate::exit::chain;
 use crate::files::{self, Kind, OpenError};
 use crate::footprint;
 use crate::io_thread::{IoThread, IoThreadError};
 use crate::memory::{self, MemoryError, Sharing};
 use crate::placement::Placement;
-use crate::vcpu::{Outside, VcpuError, Vcpus};
+use crate::seccomp::{Filters, Role, SeccompError};
+use crate::vcpu::{Enter, Outside, VcpuError, Vcpus};
 use crate::vm::{Vm, VmError};
 
 /// Why a microVM could not be built or started. Each text names the field or the file.
@@ -108,6 +110,9 @@ pub enum MachineError {
     /// The threads of devices.
     #[error(transparent)]
     IoThread(#[from] IoThreadError),
+    /// The main thread's filter.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// Standard input or output.
     #[error("cannot set up {what}")]
     Io {
@@ -131,6 +136,8 @@ pub struct Options {
     pub boot_timer: bool,
     /// Whether devices are on PCI even if the configuration does not say so.
     pub enable_pci: bool,
+    /// What threads may ask of the kernel.
+    pub filters: Filters,
 }
 
 /// A built microVM. The fields are dropped in this order: first nobody runs the guest, then no device touches its
@@ -177,17 +184,24 @@ impl Machine {
 
         let vcpus = create_vcpus(&vm, &cpuid, config, &kernel)?;
         let outside = Outside { pio: devices.pio(), mmio: devices.mmio(), exit: Arc::clone(exit) };
-        let vcpus = Vcpus::spawn(vcpus, &outside, &placement.vcpu_join())?;
+        let (join, filters) = (placement.vcpu_join(), options.filters.clone());
+        let enter: Enter = Arc::new(move || {
+            join()?;
+            filters.install(Role::Vcpu).map_err(|error| chain(&error))
+        });
+        let vcpus = Vcpus::spawn(vcpus, &outside, &enter)?;
 
         let (mut io_threads, mut on_loop) = (Vec::new(), Vec::new());
         for (worker, thread) in workers {
             match thread {
-                Some(id) => io_threads.push(IoThread::spawn(&id, worker)?),
+                Some(id) => io_threads.push(IoThread::spawn(&id, worker, &options.filters)?),
                 None => on_loop.push(worker),
             }
         }
         let input = Input::open().map_err(io("standard input"))?;
         let terminal = RawTerminal::enter().map_err(io("the terminal"))?;
+        // The last thing before there is a guest. If that does not run, nothing else that was built can be used either.
+        options.filters.install(Role::Main)?;
         vcpus.run()?;
         devices.settle();
         on_loop.into_iter().for_each(|worker| event_loop.add(worker));

@@ -11,7 +11,7 @@ use ::devices::legacy::Timestamp;
 
 pub use exits::VcpuExits;
 pub use figure::{Counter, Gauge};
-pub use writer::{FlushTimer, MetricsConfig, MetricsError, flush, init};
+pub use writer::{FlushTimer, MetricsConfig, MetricsError, flush, init, raw_fd};
 
 use self::devices::DeviceFigures;
 use exits::AllExits;
@@ -40,6 +40,8 @@ groups! {
         patch_api_requests: PatchRequests,
         /// Requests that define or do.
         put_api_requests: PutRequests,
+        /// System calls that a seccomp filter forbade.
+        seccomp: Seccomp,
         /// Signals that ended us.
         signals: Signals,
         /// All vCPUs together.
@@ -164,6 +166,12 @@ groups! {
         missed_metrics_count: Counter,
         /// Log lines that were suppressed, as there were too many.
         rate_limited_log_count: Counter,
+    }
+
+    /// System calls that a seccomp filter forbade: 0, and 1 in the last line of a process that ends of it.
+    Seccomp {
+        /// Calls.
+        num_faults: Gauge,
     }
 
     /// Signals that ended us: 0 or 1.

@@ -18,7 +18,8 @@ use crate::descriptors::{self, Descriptors, HandoverError};
 use crate::exit::chain;
 use crate::metrics::METRICS;
 use crate::reaper::{self, Link, ReaperError};
-use crate::vcpu::Join;
+use crate::seccomp::Filters;
+use crate::vcpu::Enter;
 
 /// Name of the descriptor of the link to the reaper; the others are the cgroups'.
 const LINK: &str = "placement.reaper";
@@ -89,6 +90,8 @@ pub struct Order {
     pub start: bool,
     /// The metadata for the guest.
     pub metadata: Option<serde_json::Value>,
+    /// What threads may ask of the kernel.
+    pub filters: Filters,
 }
 
 /// What travels to the new image of ourselves.
@@ -102,11 +105,8 @@ struct State {
 
 impl Placement {
     /// Makes the groups, joins them with the calling thread, which is the only one, and starts the reaper.
-    pub fn establish(
-        image: &Image,
-        id: &InstanceId,
-        section: &CgroupSection,
-    ) -> Result<Self, PlacementError> {
+    pub fn establish(image: &Image, id: &InstanceId, order: &Order) -> Result<Self, PlacementError> {
+        let section = &order.config.cgroup;
         if section.driver == Driver::None {
             return Ok(Self::Unplaced);
         }
@@ -125,7 +125,7 @@ impl Placement {
             }
             return Err(error.into());
         }
-        let reaper = reaper::start(image.as_fd(), id.as_str(), cleaner)?;
+        let reaper = reaper::start(image.as_fd(), id.as_str(), cleaner, &order.filters)?;
         Ok(Self::Placed { tree: Arc::new(tree), limits: Box::new(limits), reaper })
     }
 
@@ -177,7 +177,7 @@ impl Placement {
     }
 
     /// What a vCPU thread does first of all.
-    pub fn vcpu_join(&self) -> Join {
+    pub fn vcpu_join(&self) -> Enter {
         match self {
             Self::Placed { tree, .. } => {
                 let tree = Arc::clone(tree);

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::console;
 use crate::descriptors::{self, Descriptors, HandoverError};
 use crate::exit::chain;
+use crate::seccomp::{Filters, Role, SeccompError};
 
 /// Names of the descriptors that a reaper is given, beside those of its [`cgroup::Cleaner`].
 const LINK: &str = "reaper.link";
@@ -43,6 +44,9 @@ pub enum ReaperError {
     /// The cgroups' part of it is wrong.
     #[error(transparent)]
     Parts(#[from] cgroup::Error),
+    /// It has no seccomp filter.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// It could not be started.
     #[error("cannot start the process that removes the cgroups at the end: {doing}")]
     Start {
@@ -59,6 +63,7 @@ struct State {
     id: String,
     pid: i32,
     cleaner: cgroup::CleanerState,
+    filters: Filters,
 }
 
 /// Our end of the link to the reaper, which is our child.
@@ -96,9 +101,15 @@ impl Link {
 
 /// Starts the reaper, which `image` is executed for, and waits until it is ready. The calling thread is in the
 /// overhead group already, and so is the reaper from its birth. Without a reaper the groups are left and removed.
-pub fn start(image: BorrowedFd<'_>, id: &str, cleaner: cgroup::Cleaner) -> Result<Link, ReaperError> {
+pub fn start(
+    image: BorrowedFd<'_>,
+    id: &str,
+    cleaner: cgroup::Cleaner,
+    filters: &Filters,
+) -> Result<Link, ReaperError> {
     let (cleaner, fds) = cleaner.into_parts();
-    let state = State { id: id.to_owned(), pid: std::process::id().cast_signed(), cleaner };
+    let state =
+        State { id: id.to_owned(), pid: std::process::id().cast_signed(), cleaner, filters: filters.clone() };
     let mut given = Descriptors::from_iter(fds);
     spawn(image, &state, &mut given).inspect_err(|_| {
         let removed = cgroup::Cleaner::from_parts(state.cleaner, given.into_iter().collect())
@@ -158,6 +169,7 @@ pub fn run(fd: RawFd) -> Result<(), ReaperError> {
     let cleaner = cgroup::Cleaner::from_parts(state.cleaner, given.into_iter().collect())?;
     let mut link = UnixStream::from(link);
     let failed = |doing| move |source| ReaperError::Start { doing, source };
+    state.filters.install(Role::Reaper)?;
     link.write_all(&[READY]).map_err(failed("answer"))?;
     let asked = matches!(link.read(&mut [0]), Ok(1));
     if asked {

@@ -33,13 +33,21 @@ pub fn run(args: &Args, order: Order, placement: &Placement) -> Result<Code, Fai
     event_loop.add(FlushTimer::new().map_err(|error| Failure::generic(&error))?);
     let api = match args.no_api {
         true => None,
-        false => Some(Api::start(args, &mut event_loop).map_err(|error| Failure::configuration(&error))?),
+        false => Some(
+            Api::start(args, &order.filters, &mut event_loop)
+                .map_err(|error| Failure::configuration(&error))?,
+        ),
     };
     let mut mmds = Mmds::new(args.mmds_limit());
     if let Some(metadata) = order.metadata {
         mmds.put(metadata).map_err(|error| Failure::configuration(&error))?;
     }
-    let options = Options { id: args.id.clone(), boot_timer: args.boot_timer, enable_pci: args.enable_pci };
+    let options = Options {
+        id: args.id.clone(),
+        boot_timer: args.boot_timer,
+        enable_pci: args.enable_pci,
+        filters: order.filters,
+    };
     let groups =
         LiveGroups::of(placement, &mut event_loop).map_err(|error| Failure::configuration(&error))?;
     let mut controller = Controller::new(options, order.config, mmds, placement, groups, exit);

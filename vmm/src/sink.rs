@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -61,6 +62,11 @@ impl Sink {
         let file = open(path)?;
         let is_file = file.metadata().is_ok_and(|data| data.is_file());
         Ok(Self { file, rest: (!is_file).then(Mutex::default) })
+    }
+
+    /// Its descriptor, the same as long as it lives.
+    pub fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Writes `line`, which ends with a newline, whole or not at all; only a disk that fails or is full may end

@@ -1,6 +1,7 @@
 //! `virtiofsd`, the server of a folder, as a process of ours.
 //!
-//! It is started by the main thread, and so it is born in the overhead group. It has nothing of ours but a socket, and
+//! It is started by the main thread, before that has its seccomp filter, and so it is born in the overhead group and
+//! without a filter. It has nothing of ours but a socket, and
 //! ends with us, however we end.
 
 use std::fs;

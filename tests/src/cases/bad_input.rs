@@ -110,6 +110,7 @@ fn arguments(ctx: &Ctx) -> Result<(), Failure> {
         (BAD_ARGUMENTS, "--level", &["--no-api", "--config-file", &garbage, "--level", "loud"]),
         (BAD_CONFIGURATION, "/no-such-file", &["--no-api", "--config-file", "/no-such-file"]),
         (BAD_CONFIGURATION, "garbage.json", &["--no-api", "--config-file", &garbage]),
+        (BAD_CONFIGURATION, "--seccomp-filter", &["--seccomp-filter", &garbage]),
     ] {
         let mut command = Command::new(&ctx.pinfold);
         command.args(line);

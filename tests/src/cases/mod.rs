@@ -16,6 +16,7 @@ mod own_base;
 mod pci;
 mod placement;
 mod readme;
+mod seccomp;
 
 pub use demo::DEMO;
 
@@ -36,6 +37,7 @@ pub fn all() -> Vec<&'static Case> {
         fs::CASES,
         kata::CASES,
         readme::CASES,
+        seccomp::CASES,
         own_base::CASES,
         pci::CASES,
         placement::CASES,

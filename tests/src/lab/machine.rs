@@ -26,7 +26,7 @@ pub struct Machine {
     config: Value,
     steps: String,
     extra_args: String,
-    flags: Vec<&'static str>,
+    flags: Vec<String>,
     doors: Vec<File>,
     silent: bool,
 }
@@ -113,8 +113,8 @@ impl Machine {
     }
 
     /// Adds a flag to the command line.
-    pub fn flag(mut self, flag: &'static str) -> Self {
-        self.flags.push(flag);
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
         self
     }
 

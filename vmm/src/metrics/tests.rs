@@ -63,6 +63,7 @@ fn a_line_has_firecrackers_shape() {
     assert_eq!(plain["latencies_us"], json!({ "pause_vm": 0, "resume_vm": 0 }));
     let logger = json!({ "missed_log_count": 0, "missed_metrics_count": 0, "rate_limited_log_count": 0 });
     assert_eq!(plain["logger"], logger);
+    assert_eq!(plain["seccomp"], json!({ "num_faults": 0 }));
     assert_eq!(plain["vmm"], json!({ "panic_count": 0 }));
 }
 

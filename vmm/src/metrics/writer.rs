@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -80,6 +80,11 @@ pub fn init(config: MetricsConfig) -> Result<(), MetricsError> {
 /// The line could not be written. What it held will be in the next one.
 pub fn flush() -> Result<bool, MetricsError> {
     WRITER.get().map_or(Ok(false), |writer| writer.flush().map(|()| true))
+}
+
+/// Where metrics are written to, for a signal handler.
+pub fn raw_fd() -> Option<RawFd> {
+    WRITER.get().map(|writer| writer.sink.as_raw_fd())
 }
 
 /// A line of metrics.

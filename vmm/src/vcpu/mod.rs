@@ -41,7 +41,7 @@ enum Command {
 enum Event {
     /// It joined its cgroup and waits for its first command.
     Created,
-    /// It could not join its cgroup, and has ended.
+    /// It could not join its cgroup or have its filter, and has ended.
     Stray(String),
     /// It runs the guest.
     Running,
@@ -60,7 +60,7 @@ pub enum VcpuError {
         /// What the host said.
         source: io::Error,
     },
-    /// The thread could not be placed.
+    /// The thread could not be placed, or has no filter.
     #[error("vCPU {index}: {reason}")]
     Stray {
         /// Which one.
@@ -76,8 +76,9 @@ pub enum VcpuError {
     },
 }
 
-/// Puts the calling thread into the vCPUs' cgroup; the text says what refused what, and the way out.
-pub type Join = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// Puts the calling thread where a vCPU belongs, and gives it its seccomp filter; the text says what refused what, and
+/// the way out.
+pub type Enter = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// What vCPUs share: the ways out of the guest.
 #[derive(Clone)]
@@ -119,17 +120,17 @@ pub struct Vcpus(Vec<Handle>);
 impl Vcpus {
     /// Starts a thread for each vCPU. On return each is in its cgroup and none has run the guest. If one cannot
     /// be placed none goes on.
-    pub fn spawn(vcpus: Vec<VcpuFd>, outside: &Outside, join: &Join) -> Result<Self, VcpuError> {
+    pub fn spawn(vcpus: Vec<VcpuFd>, outside: &Outside, enter: &Enter) -> Result<Self, VcpuError> {
         kick::install();
         let mut threads = Self(Vec::with_capacity(vcpus.len()));
         for (index, fd) in (0..).zip(vcpus) {
             let (commands, inbox) = mpsc::channel();
             let (outbox, events) = mpsc::channel();
-            let join = Arc::clone(join);
+            let enter = Arc::clone(enter);
             let outside = outside.clone();
             let thread = thread::Builder::new()
                 .name(format!("fc_vcpu {index}"))
-                .spawn(move || match join() {
+                .spawn(move || match enter() {
                     Ok(()) => Vcpu::new(index, fd, outside, inbox, outbox).live(),
                     // The receiver waits for it, or has given up on all threads.
                     Err(reason) => drop(outbox.send(Event::Stray(reason))),

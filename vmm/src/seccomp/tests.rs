@@ -1,0 +1,218 @@
+use std::ffi::c_void;
+use std::process::{Command, Output};
+
+use super::*;
+
+/// What a child process of these tests is told: a role, and the number of a case.
+const ROLE: &str = "PINFOLD_TEST_SECCOMP_ROLE";
+const CASE: &str = "PINFOLD_TEST_SECCOMP_CASE";
+
+/// A system call by name, number and arguments.
+type Call = (&'static str, libc::c_long, [usize; 4]);
+
+const EXEC: usize = (libc::PROT_READ | libc::PROT_EXEC) as usize;
+const ANONYMOUS: usize = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as usize;
+const INET: usize = libc::AF_INET as usize;
+const STREAM: usize = libc::SOCK_STREAM as usize;
+/// Not a descriptor.
+const NO_FD: usize = usize::MAX;
+
+/// What no role may do.
+const FOR_NOBODY: [Call; 14] = [
+    ("execve", libc::SYS_execve, [0; 4]),
+    ("execveat", libc::SYS_execveat, [NO_FD, 0, 0, 0]),
+    ("clone", libc::SYS_clone, [libc::CLONE_VM as usize, 0, 0, 0]),
+    ("clone3", libc::SYS_clone3, [0; 4]),
+    ("fork", libc::SYS_fork, [0; 4]),
+    ("mmap", libc::SYS_mmap, [0, 4096, EXEC, ANONYMOUS]),
+    ("mprotect", libc::SYS_mprotect, [0, 4096, EXEC, 0]),
+    ("socket", libc::SYS_socket, [INET, STREAM, 0, 0]),
+    ("ioctl", libc::SYS_ioctl, [NO_FD, 0x5413, 0, 0]),
+    ("ptrace", libc::SYS_ptrace, [0; 4]),
+    ("prctl", libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 1, 0, 0]),
+    ("seccomp", libc::SYS_seccomp, [0; 4]),
+    ("tgkill", libc::SYS_tgkill, [1, 1, libc::SIGKILL as usize, 0]),
+    ("setuid", libc::SYS_setuid, [0; 4]),
+];
+
+/// What a role may not do and another one may.
+fn for_others(role: Role) -> Vec<Call> {
+    let kvm_run = ("ioctl", libc::SYS_ioctl, [NO_FD, 0xae80, 0, 0]);
+    let tun = ("ioctl", libc::SYS_ioctl, [NO_FD, 0x4004_54d0, 0, 0]);
+    let set_owner = ("ioctl", libc::SYS_ioctl, [NO_FD, 0xaf01, 0, 0]);
+    let open = ("openat", libc::SYS_openat, [NO_FD, 0, libc::O_RDONLY as usize, 0]);
+    let unix = ("socket", libc::SYS_socket, [libc::AF_UNIX as usize, STREAM, 0, 0]);
+    let ring = ("io_uring_setup", libc::SYS_io_uring_setup, [0; 4]);
+    let unlink = ("unlinkat", libc::SYS_unlinkat, [NO_FD, 0, 0, 0]);
+    match role {
+        Role::Main => {
+            let create = ("openat", libc::SYS_openat, [NO_FD, 0, libc::O_CREAT as usize, 0]);
+            let create_vm = ("ioctl", libc::SYS_ioctl, [NO_FD, 0xae01, 0, 0]);
+            let kill = ("kill", libc::SYS_kill, [1, libc::SIGSTOP as usize, 0, 0]);
+            let netlink = ("socket", libc::SYS_socket, [libc::AF_NETLINK as usize, STREAM, 0, 0]);
+            vec![kvm_run, create, create_vm, kill, netlink, unlink]
+        }
+        Role::Api => vec![kvm_run, tun, open, unix, ring],
+        Role::Vcpu => vec![tun, set_owner, open, unix, ring],
+        Role::Io => vec![kvm_run, tun, open, unix],
+        Role::Reaper => vec![kvm_run, tun, open, unix, ring, unlink],
+    }
+}
+
+/// What a role may do, and what comes of it here: the calls reach the kernel, which refuses them.
+fn allowed(role: Role) -> Vec<(Call, i32)> {
+    let ioctl = |request| (("ioctl", libc::SYS_ioctl, [NO_FD, request, 0, 0]), libc::EBADF);
+    let write = (("write", libc::SYS_write, [NO_FD, 0, 0, 0]), libc::EBADF);
+    let epoll =
+        (("epoll_ctl", libc::SYS_epoll_ctl, [NO_FD, libc::EPOLL_CTL_DEL as usize, 0, 0]), libc::EBADF);
+    let mut all = vec![write, ioctl(0x5401)];
+    all.extend(match role {
+        Role::Main => {
+            let open = (("openat", libc::SYS_openat, [NO_FD, 0, 0, 0]), libc::EFAULT);
+            vec![epoll, ioctl(0xaf01), ioctl(0x4004_54d0), ioctl(0x5402), open]
+        }
+        Role::Api => vec![epoll, (("accept4", libc::SYS_accept4, [NO_FD, 0, 0, 0]), libc::EBADF)],
+        Role::Vcpu => vec![ioctl(0xae80), ioctl(0x4008_ae6a)],
+        Role::Io => {
+            let preadv = (("preadv", libc::SYS_preadv, [NO_FD, 0, 0, 0]), libc::EBADF);
+            vec![epoll, preadv, ioctl(0x1277)]
+        }
+        Role::Reaper => {
+            let rmdir = [NO_FD, 0, libc::AT_REMOVEDIR as usize, 0];
+            vec![(("unlinkat", libc::SYS_unlinkat, rmdir), libc::EFAULT)]
+        }
+    });
+    all
+}
+
+fn forbidden(role: Role) -> Vec<Call> {
+    FOR_NOBODY.into_iter().chain(for_others(role)).collect()
+}
+
+/// Runs the test `child` in a process of its own, which gets the filter of `role` and makes the calls.
+fn child_of(role: Role, case: Option<usize>) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "seccomp::tests::child", "--nocapture", "--ignored", "--test-threads=1"]);
+    command.env(ROLE, role.name()).env(CASE, case.map_or(String::new(), |case| case.to_string()));
+    command.env_remove("RUST_BACKTRACE").output().unwrap()
+}
+
+fn make((_, number, [a, b, c, d]): Call) -> i32 {
+    // SAFETY: a filter stops the call, or its arguments are such that the kernel refuses it: it has no descriptor, and
+    // no address to read from or write to.
+    match unsafe { libc::syscall(number, a, b, c, d) } {
+        -1 => io::Error::last_os_error().raw_os_error().unwrap(),
+        _ => 0,
+    }
+}
+
+/// The child's part: not for running by itself.
+#[test]
+#[ignore = "run by the other tests, in a process of its own"]
+fn child() {
+    let (Ok(role), Ok(case)) = (std::env::var(ROLE), std::env::var(CASE)) else { return };
+    let role = Role::ALL.into_iter().find(|known| known.name() == role).unwrap();
+    // As at a launch: before there is another thread.
+    crate::footprint::share_heap();
+    crate::logger::init("test", log::LevelFilter::Warn);
+    let thread = Filters::BuiltIn.spawn(role, format!("role {}", role.name()), move || {
+        for (call, outcome) in allowed(role) {
+            assert_eq!(make(call), outcome, "{call:?}");
+        }
+        // Memory of every size comes and goes, and grows.
+        let mut block: Vec<u8> = vec![1; 64];
+        (0..16).for_each(|_| block.extend_from_within(..));
+        drop(block);
+        log::error!("a line");
+        if let Ok(case) = case.parse::<usize>() {
+            make(forbidden(role)[case]);
+        }
+        // These two are no threads that end before their process.
+        if matches!(role, Role::Main | Role::Reaper) {
+            std::process::exit(0);
+        }
+    });
+    thread.unwrap().join().unwrap();
+}
+
+#[test]
+fn what_a_role_may_do_it_can() {
+    for role in Role::ALL {
+        let output = child_of(role, None);
+        assert!(output.status.success(), "{role:?}: {output:?}");
+    }
+}
+
+#[test]
+fn what_a_role_may_not_do_ends_the_process_with_148_and_a_line_that_names_it() {
+    for role in Role::ALL {
+        for (index, (name, number, [a, b, c, _])) in forbidden(role).into_iter().enumerate() {
+            let output = child_of(role, Some(index));
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(148), "{role:?}, {name}: {stderr}");
+            let line = stderr.lines().find(|line| line.starts_with("pinfold: the thread")).unwrap();
+            let wanted = format!(
+                "pinfold: the thread \"role {}\" made the system call {number} ({name}), which its seccomp filter \
+                 forbids, at 0x",
+                role.name()
+            );
+            assert!(line.starts_with(&wanted), "{line}");
+            assert!(line.contains(&format!("with the arguments {a:#x} {b:#x} {c:#x};")), "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_policy_that_is_wrong_is_refused_with_a_reason() {
+    let filter = |rules: &str| {
+        format!(r#"{{"mismatch_action": "trap", "match_action": "allow", "filter": [{rules}]}}"#)
+    };
+    let policy = |rules: &str, rest: &str| {
+        let roles = Role::ALL.map(|role| format!(r#""{}": {}"#, role.name(), filter(rules)));
+        format!("{{{}{rest}}}", roles.join(", "))
+    };
+    let plain = r#"{"syscall": "read"}"#;
+    let args = r#"{"syscall": "read", "args": [{"index": 0, "type": "dword", "op": "eq", "val": 1}]}"#;
+    assert!(matches!(Filters::custom(&policy(plain, "")), Ok(Filters::Custom(_))));
+    for (json, reason) in [
+        ("{".to_owned(), "no JSON"),
+        (format!(r#"{{"main": {}}}"#, filter(plain)), "no filter for the role \"api\""),
+        (policy(plain, &format!(r#", "vmm": {}"#, filter(plain))), "no role \"vmm\""),
+        (policy(&format!("{plain}, {args}"), ""), "\"read\" has a rule without args"),
+        (policy(r#"{"syscall": "raed"}"#, ""), "raed"),
+        (policy(r#"{"syscall": "read", "arg": []}"#, ""), "arg"),
+        (policy(plain, "").replace("allow", "trap"), "equal"),
+    ] {
+        let error = Filters::custom(&json).unwrap_err();
+        assert!(resources::chain(&error).contains(reason), "{error}");
+    }
+}
+
+#[test]
+fn the_built_in_policy_is_what_its_file_says_and_traps_what_it_does_not_list() {
+    let json = include_str!("../../../resources/assets/seccomp/x86_64.json");
+    let Filters::Custom(programs) = Filters::custom(json).unwrap() else { panic!("it is not custom") };
+    for (compiled, built_in) in programs.iter().zip(BUILT_IN) {
+        assert!(compiled == built_in);
+    }
+    let policy: serde_json::Value = serde_json::from_str(json).unwrap();
+    for role in Role::ALL {
+        let filter = &policy[role.name()];
+        assert_eq!(
+            (filter["mismatch_action"].as_str(), filter["match_action"].as_str()),
+            (Some("trap"), Some("allow"))
+        );
+        for rule in filter["filter"].as_array().unwrap() {
+            let said = |value: &serde_json::Value| value["comment"].is_string();
+            let arguments = rule["args"].as_array();
+            assert!(said(rule) || arguments.is_some_and(|all| all.iter().all(said)), "why {rule}?");
+        }
+    }
+}
+
+#[test]
+fn no_filter_is_none() {
+    Filters::Off.install(Role::Reaper).unwrap();
+    // SAFETY: PR_GET_SECCOMP takes no argument.
+    assert_eq!(unsafe { libc::prctl(libc::PR_GET_SECCOMP, std::ptr::null_mut::<c_void>()) }, 0);
+}
