@@ -16,6 +16,7 @@ mod own_base;
 mod pci;
 mod placement;
 mod readme;
+mod vhost_user;
 
 pub use demo::DEMO;
 
@@ -34,6 +35,7 @@ pub fn all() -> Vec<&'static Case> {
         api::CASES,
         fctools::CASES,
         fs::CASES,
+        vhost_user::CASES,
         kata::CASES,
         readme::CASES,
         own_base::CASES,
