@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use virtio_queue::QueueT;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use super::inflight::{self, ANSWER_LEN, Inflight};
 use super::wire::{Request, TalkError, Wire, numbers, words};
 use super::{PATIENCE, VhostUserError};
 use crate::virtio::interrupt::{Interrupt, Vector};
@@ -15,10 +16,11 @@ use crate::virtio::virtqueue::{Virtqueue, ring_addresses};
 /// Bit of the features that says that the back-end has protocol features; the driver is not offered it.
 const PROTOCOL: u64 = 1 << 30;
 
-/// Protocol features: several queues, acknowledgements, and a configuration space.
+/// Protocol features: several queues, acknowledgements, a configuration space, and a file of what is in flight.
 const MQ: u64 = 1 << 0;
 const REPLY_ACK: u64 = 1 << 3;
 const CONFIG: u64 = 1 << 9;
+const INFLIGHT_SHMFD: u64 = 1 << 12;
 
 /// The most regions of memory that a back-end can be told of.
 const MAX_REGIONS: usize = 8;
@@ -29,6 +31,8 @@ pub(super) struct Backend {
     wire: Wire,
     features: u64,
     protocol: u64,
+    /// What the back-end keeps of the requests that it has taken, if it does.
+    inflight: Option<Inflight>,
 }
 
 /// What of guest memory, or of the conversation, is wrong.
@@ -40,6 +44,9 @@ pub(super) enum StartError {
     /// It is in too many pieces.
     #[error("guest memory has {0} regions, and a back-end takes {MAX_REGIONS}")]
     Regions(usize),
+    /// It keeps too little of what is in flight.
+    #[error("GET_INFLIGHT_FD: there is too little room in it")]
+    Inflight,
     /// A ring lies across regions.
     #[error("the driver put a ring where guest memory is not contiguous")]
     Ring,
@@ -58,7 +65,7 @@ impl Backend {
             Ok(wire) => wire,
             Err(source) => return Err(VhostUserError::Connect { path, source }),
         };
-        let mut backend = Self { path, wire, features: 0, protocol: 0 };
+        let mut backend = Self { path, wire, features: 0, protocol: 0, inflight: None };
         let there = backend.negotiate().map_err(|error| backend.failed(&error))?;
         match there < u64::try_from(queues).unwrap_or(u64::MAX) {
             true => Err(backend.lacks("enough queues")),
@@ -73,7 +80,8 @@ impl Backend {
         if self.features & PROTOCOL == 0 {
             return Ok(u64::MAX);
         }
-        self.protocol = self.wire.ask_number(Request::GET_PROTOCOL_FEATURES)? & (MQ | REPLY_ACK | CONFIG);
+        let known = MQ | REPLY_ACK | CONFIG | INFLIGHT_SHMFD;
+        self.protocol = self.wire.ask_number(Request::GET_PROTOCOL_FEATURES)? & known;
         self.wire.tell(Request::SET_PROTOCOL_FEATURES, &self.protocol.to_le_bytes(), &[])?;
         if self.protocol & REPLY_ACK != 0 {
             self.wire.expect_acknowledgements();
@@ -127,6 +135,7 @@ impl Backend {
         self.wire.tell(Request::SET_FEATURES, &features.to_le_bytes(), &[])?;
         let (table, files) = memory_table(memory)?;
         self.wire.tell(Request::SET_MEM_TABLE, &table, &files)?;
+        self.share_inflight(queues)?;
         for queue in queues {
             self.hand_over(memory, queue, interrupt)?;
         }
@@ -137,6 +146,33 @@ impl Backend {
             }
         }
         Ok(())
+    }
+
+    /// Has the back-end keep what it has taken where we find it when it is gone.
+    fn share_inflight(&mut self, queues: &[Virtqueue]) -> Result<(), StartError> {
+        self.inflight = None;
+        if self.protocol & INFLIGHT_SHMFD == 0 {
+            return Ok(());
+        }
+        let count = queues.iter().map(|queue| queue.index().saturating_add(1)).max().unwrap_or(0);
+        let size = queues.iter().map(|queue| queue.ring().size()).max().unwrap_or(0);
+        let mut answer = [0; ANSWER_LEN];
+        let question = inflight::question(count, size);
+        let file = self.wire.ask_file(Request::GET_INFLIGHT_FD, &question, &mut answer)?;
+        let inflight = Inflight::new(file, answer, count, size).ok_or(StartError::Inflight)?;
+        self.wire.tell(Request::SET_INFLIGHT_FD, &answer, &[inflight.as_raw_fd()])?;
+        self.inflight = Some(inflight);
+        Ok(())
+    }
+
+    /// The heads of the chains that the back-end, which is gone, had taken from a queue and not returned, if it kept them.
+    /// `used` is the ring's used index.
+    pub(super) fn taken(&self, queue: u16, used: u16) -> Option<Vec<u16>> {
+        let heads = self.inflight.as_ref()?.heads(queue, used);
+        let unknown = |error: &io::Error| {
+            log::warn!("it is not known what {} had in flight: {error}", self.path.display());
+        };
+        heads.inspect_err(unknown).ok()
     }
 
     fn hand_over(

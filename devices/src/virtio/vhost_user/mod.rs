@@ -8,9 +8,11 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `backend` | the conversation: negotiation, configuration, start and stop |
+//! | `inflight` | which requests a back-end that is gone had taken |
 //! | `wire` | its messages |
 
 mod backend;
+mod inflight;
 #[cfg(test)]
 pub(crate) mod peer;
 pub(super) mod wire;
@@ -29,7 +31,7 @@ use backend::Backend;
 
 use super::device::{Activation, DeviceError, EventSource, Memory};
 use super::iovec::{ChainBuffers, ChainIovecs};
-use super::virtqueue::Virtqueue;
+use super::virtqueue::{Chain, Virtqueue};
 use crate::counter::counters;
 
 /// How long the back-end may take for one answer.
@@ -112,17 +114,37 @@ pub(super) struct Wanted {
 
 /// The side of a device that is here.
 pub(super) struct FrontEnd {
-    what: String,
     features: u64,
-    refuse: Refuse,
     backend: Backend,
     /// Whether the back-end is gone.
     lost: bool,
     /// The connection's end and, once that has come, the kicks.
     epoll: Epoll,
-    iovecs: ChainIovecs,
+    stand_in: StandIn,
     running: Option<Running>,
+}
+
+/// Answers in the place of a back-end.
+struct StandIn {
+    /// What the back-end served, for messages.
+    what: String,
+    refuse: Refuse,
+    iovecs: ChainIovecs,
     counters: Arc<VhostUserCounters>,
+}
+
+impl StandIn {
+    /// Returns the number of bytes written into the chain.
+    fn answer(&mut self, chain: Chain<'_>, memory: &GuestMemoryMmap) -> u32 {
+        self.counters.refused_count.inc();
+        match self.iovecs.fill(chain, memory) {
+            Ok(buffers) => (self.refuse)(&buffers),
+            Err(error) => {
+                log::debug!("{}: {error}", self.what);
+                0
+            }
+        }
+    }
 }
 
 struct Running {
@@ -145,15 +167,12 @@ impl FrontEnd {
         watch(&epoll, backend.as_raw_fd(), EventSet::READ_HANG_UP, CONNECTION)
             .map_err(VhostUserError::Epoll)?;
         Ok(Self {
-            what,
             features,
-            refuse,
             backend,
             lost: false,
             epoll,
-            iovecs: ChainIovecs::new(),
+            stand_in: StandIn { what, refuse, iovecs: ChainIovecs::new(), counters: Arc::default() },
             running: None,
-            counters: Arc::default(),
         })
     }
 
@@ -164,7 +183,7 @@ impl FrontEnd {
 
     /// What is counted.
     pub(super) fn counters(&self) -> &Arc<VhostUserCounters> {
-        &self.counters
+        &self.stand_in.counters
     }
 
     /// What wakes [`Self::event`].
@@ -183,7 +202,7 @@ impl FrontEnd {
             // An answer that comes late would be taken for that to the next request.
             self.lose(&error.to_string());
             if let Err(error) = self.take_over() {
-                log::warn!("{}: {}", self.what, resources::chain(&error));
+                log::warn!("{}: {}", self.stand_in.what, resources::chain(&error));
             }
         }
         read
@@ -194,8 +213,8 @@ impl FrontEnd {
         let news = !std::mem::replace(&mut self.lost, true);
         if news {
             self.backend.hang_up();
-            self.counters.backend_lost.inc();
-            log::error!("{}: {why}; the guest gets errors from now on", self.what);
+            self.stand_in.counters.backend_lost.inc();
+            log::error!("{}: {why}; the guest gets errors from now on", self.stand_in.what);
         }
         news
     }
@@ -205,8 +224,12 @@ impl FrontEnd {
         let Some(Running { memory, queues, .. }) = &mut self.running else { return Ok(()) };
         let memory = memory.memory();
         for queue in queues.iter_mut() {
-            // What it had taken and not answered is, if it answered in order, what is behind the used index.
-            queue.resume_after_used(&memory)?;
+            // What it had taken and not answered is, if it did not say so and answered in order, what is behind the used
+            // index.
+            let used = queue.resume_after_used(&memory)?;
+            if let Some(heads) = self.backend.taken(queue.index(), used) {
+                queue.answer_taken(&memory, &heads, |chain| self.stand_in.answer(chain, &memory))?;
+            }
             let index = queue.index().into();
             watch(&self.epoll, queue.kick().as_raw_fd(), EventSet::IN, index).map_err(|source| {
                 DeviceError::Host { doing: "could not wait for a queue's kicks".to_owned(), source }
@@ -220,16 +243,7 @@ impl FrontEnd {
         let Some(Running { memory, queues, .. }) = &mut self.running else { return Ok(()) };
         let Some(queue) = queues.get_mut(place) else { return Ok(()) };
         let memory = memory.memory();
-        queue.serve(&memory, |chain| {
-            self.counters.refused_count.inc();
-            match self.iovecs.fill(chain, &memory) {
-                Ok(buffers) => (self.refuse)(&buffers),
-                Err(error) => {
-                    log::debug!("{}: {error}", self.what);
-                    0
-                }
-            }
-        })?;
+        queue.serve(&memory, |chain| self.stand_in.answer(chain, &memory))?;
         Ok(())
     }
 

@@ -1,7 +1,9 @@
 //! A back-end for tests.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::thread::JoinHandle;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::wire::{Request, words};
 use crate::virtio::device::{Activation, VirtioDevice};
@@ -21,7 +24,7 @@ use crate::virtio::testing::RecordedInterrupt;
 pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 pub const PROTOCOL: u64 = 1 << 30;
 
-/// How a peer misbehaves, when it is asked for something.
+/// What a peer does beside the protocol, when it is asked for something.
 #[derive(Clone)]
 pub enum Misdeed {
     /// It leaves.
@@ -30,6 +33,8 @@ pub enum Misdeed {
     Silent,
     /// It sends this.
     Says(Vec<u8>),
+    /// It sends this with a file.
+    Shares(Vec<u8>, Arc<File>),
 }
 
 /// A back-end that answers by the protocol, serves nothing, and tells which requests it got.
@@ -64,12 +69,17 @@ impl Peer {
                     None => {}
                     Some((_, Misdeed::Leaves)) => return stream.shutdown(Shutdown::Both).unwrap(),
                     Some((_, Misdeed::Silent)) => continue,
+                    Some((_, Misdeed::Shares(bytes, file))) => {
+                        stream.send_with_fd(&bytes[..], file.as_raw_fd()).unwrap();
+                        continue;
+                    }
                     Some((_, Misdeed::Says(bytes))) => {
                         stream.write_all(bytes).unwrap();
                         continue;
                     }
                 }
-                let Some(answer) = answer(number, flags, body, features, &config) else { continue };
+                let keeps = misdeed.as_ref().is_some_and(|(request, _)| *request == Request::GET_INFLIGHT_FD);
+                let Some(answer) = answer(number, flags, body, (features, keeps), &config) else { continue };
                 stream.write_all(&message(number, &answer)).unwrap();
             }
         });
@@ -98,13 +108,15 @@ fn receive(stream: &mut UnixStream) -> Option<(u32, u32, Vec<u8>)> {
     Some((number, flags, body))
 }
 
-fn answer(number: u32, flags: u32, body: Vec<u8>, features: u64, config: &[u8]) -> Option<Vec<u8>> {
+/// `offer` are the features, and whether it is known how to keep what is in flight.
+fn answer(number: u32, flags: u32, body: Vec<u8>, offer: (u64, bool), config: &[u8]) -> Option<Vec<u8>> {
+    let (features, keeps) = offer;
     let number_of = |request: Request| request.1 == number;
     Some(if number_of(Request::GET_FEATURES) {
         features.to_le_bytes().to_vec()
     } else if number_of(Request::GET_PROTOCOL_FEATURES) {
         // MQ, REPLY_ACK, CONFIG, and one that is not known here.
-        (0x209_u64 | 1 << 40).to_le_bytes().to_vec()
+        (0x209_u64 | 1 << 40 | u64::from(keeps) << 12).to_le_bytes().to_vec()
     } else if number_of(Request::GET_QUEUE_NUM) {
         2_u64.to_le_bytes().to_vec()
     } else if number_of(Request::GET_VRING_BASE) {

@@ -3,7 +3,8 @@
 //!
 //! Not by the front end of the crate `vhost`: when an answer does not come in time, that one goes on waiting for it.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -32,6 +33,8 @@ impl Request {
     pub const GET_QUEUE_NUM: Self = Self("GET_QUEUE_NUM", 17);
     pub const SET_VRING_ENABLE: Self = Self("SET_VRING_ENABLE", 18);
     pub const GET_CONFIG: Self = Self("GET_CONFIG", 24);
+    pub const GET_INFLIGHT_FD: Self = Self("GET_INFLIGHT_FD", 31);
+    pub const SET_INFLIGHT_FD: Self = Self("SET_INFLIGHT_FD", 32);
 }
 
 /// Bytes of a header.
@@ -90,7 +93,23 @@ impl Wire {
     /// Asks for something that is answered with as many bytes as `answer` has.
     pub(super) fn ask(&mut self, request: Request, body: &[u8], answer: &mut [u8]) -> Result<(), TalkError> {
         let asked = self.send(request, VERSION, body, &[]);
-        asked.and_then(|()| self.receive(request, answer)).map_err(|reason| TalkError { request, reason })
+        asked
+            .and_then(|()| self.receive(request, answer).map(drop))
+            .map_err(|reason| TalkError { request, reason })
+    }
+
+    /// Likewise, for what is answered with a file as well.
+    pub(super) fn ask_file(
+        &mut self,
+        request: Request,
+        body: &[u8],
+        answer: &mut [u8],
+    ) -> Result<File, TalkError> {
+        let missing = || io::Error::new(io::ErrorKind::InvalidData, "no file came");
+        let asked = self.send(request, VERSION, body, &[]);
+        asked
+            .and_then(|()| self.receive(request, answer)?.ok_or_else(missing))
+            .map_err(|reason| TalkError { request, reason })
     }
 
     /// Asks for a number.
@@ -113,10 +132,11 @@ impl Wire {
     }
 
     /// Receives the answer to `request`. One of another length, or to another request, is an error.
-    fn receive(&mut self, request: Request, answer: &mut [u8]) -> io::Result<()> {
+    /// Returns the file that came along, if one did.
+    fn receive(&mut self, request: Request, answer: &mut [u8]) -> io::Result<Option<File>> {
         let deadline = Instant::now() + self.patience;
         let mut header = [0; HEADER_LEN];
-        self.fill(&mut header, deadline)?;
+        let file = self.fill(&mut header, deadline)?;
         let expected = [request.1, VERSION | REPLY, u32::try_from(answer.len()).map_err(io::Error::other)?];
         // Some leave the request's wish for an answer in the answer.
         header[4] &= !NEED_REPLY.to_le_bytes()[0];
@@ -124,11 +144,13 @@ impl Wire {
             let other = format!("the answer starts with {header:02x?} where {expected:02x?} was expected");
             return Err(io::Error::new(io::ErrorKind::InvalidData, other));
         }
-        self.fill(answer, deadline)
+        self.fill(answer, deadline)?;
+        Ok(file)
     }
 
-    /// Receives as many bytes as `buffer` has, until `deadline`. Descriptors that come along are closed by the kernel.
-    fn fill(&mut self, mut buffer: &mut [u8], deadline: Instant) -> io::Result<()> {
+    /// Receives as many bytes as `buffer` has, until `deadline`, and a file if one comes along.
+    fn fill(&mut self, mut buffer: &mut [u8], deadline: Instant) -> io::Result<Option<File>> {
+        let mut file = None;
         while !buffer.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             let late =
@@ -137,15 +159,18 @@ impl Wire {
                 return Err(late());
             }
             self.stream.set_read_timeout(Some(left))?;
-            match self.stream.read(buffer) {
-                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up")),
-                Ok(count) => buffer = &mut buffer[count..],
+            match self.stream.recv_with_fd(buffer).map_err(io::Error::from) {
+                Ok((0, _)) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up")),
+                Ok((count, came)) => {
+                    file = file.or(came);
+                    buffer = &mut buffer[count..];
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(late()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(file)
     }
 }
 
@@ -183,7 +208,7 @@ mod tests {
         std::thread::scope(|scope| {
             let (done, ended) = std::sync::mpsc::channel::<()>();
             scope.spawn(move || {
-                stream.read_exact(&mut [0; HEADER_LEN]).unwrap();
+                io::Read::read_exact(&mut stream, &mut [0; HEADER_LEN]).unwrap();
                 for byte in says {
                     // The other end may have had enough.
                     let _ = io::Write::write_all(&mut stream, &[*byte]);

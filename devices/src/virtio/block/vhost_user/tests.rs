@@ -1,3 +1,5 @@
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -207,4 +209,51 @@ fn a_change_of_the_drive_is_asked_for_and_a_bad_answer_ends_it() {
     let error = bench.device.refresh().unwrap_err().to_string();
     assert!(error.contains("GET_CONFIG: "), "{error} after {:?}", started.elapsed());
     expect_refused(&mut bench, head);
+}
+
+/// What a server keeps of one queue of 16: the used index that it knows, and which descriptors it has taken.
+fn kept(used: u16, taken: &[u16]) -> Arc<File> {
+    let mut bytes = vec![0; 16 + 16 * 16];
+    bytes[8] = 1;
+    bytes[14..16].copy_from_slice(&used.to_le_bytes());
+    for head in taken {
+        bytes[16 + 16 * usize::from(*head)] = 1;
+    }
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&bytes, 0).unwrap();
+    Arc::new(file)
+}
+
+/// The answer about a file of this length.
+fn inflight(len: u64) -> Vec<u8> {
+    message(Request::GET_INFLIGHT_FD.1, &[len.to_le_bytes(), [0; 8], [1, 0, 16, 0, 0, 0, 0, 0]].concat())
+}
+
+#[test]
+fn requests_that_a_server_had_taken_fail_though_it_answered_later_ones() {
+    // Chains of three descriptors: their heads are 0, 3 and 6.
+    let shares = Misdeed::Shares(inflight(16 + 16 * 16), kept(1, &[0, 6]));
+    let (mut peer, mut bench) = bench(Some((Request::GET_INFLIGHT_FD, shares)));
+    assert!(peer.asked().contains(&Request::SET_INFLIGHT_FD.1));
+    let heads = [(); 3].map(|()| lend(&mut bench));
+    let (mut other, _) = bench.rings[0].virtqueue(0, bench.interrupt.clone());
+    other.push_used(&bench.memory, heads[1], 513).unwrap();
+    peer.leave();
+    bench.event();
+    let used = [(); 4].map(|()| bench.rings[0].used());
+    assert_eq!(used, [Some((heads[1], 513)), Some((heads[0], 1)), Some((heads[2], 1)), None]);
+    let head = lend(&mut bench);
+    bench.kicks[0].write(1).unwrap();
+    bench.interrupt.take();
+    bench.event();
+    expect_refused(&mut bench, head);
+}
+
+#[test]
+fn a_server_that_keeps_too_little_is_lost() {
+    let short = Misdeed::Shares(inflight(16 + 16 * 15), kept(0, &[]));
+    for misdeed in [short, Misdeed::Says(inflight(16 + 16 * 16))] {
+        let (_peer, bench) = bench(Some((Request::GET_INFLIGHT_FD, misdeed)));
+        assert_eq!(bench.device.front.counters().backend_lost.count(), 1);
+    }
 }
