@@ -131,6 +131,7 @@ impl Backend {
         features: u64,
         interrupt: &dyn Interrupt,
     ) -> Result<(), StartError> {
+        self.inflight = None;
         let features = features | self.features & PROTOCOL;
         self.wire.tell(Request::SET_FEATURES, &features.to_le_bytes(), &[])?;
         let (table, files) = memory_table(memory)?;
@@ -150,7 +151,6 @@ impl Backend {
 
     /// Has the back-end keep what it has taken where we find it when it is gone.
     fn share_inflight(&mut self, queues: &[Virtqueue]) -> Result<(), StartError> {
-        self.inflight = None;
         if self.protocol & INFLIGHT_SHMFD == 0 {
             return Ok(());
         }
@@ -165,14 +165,10 @@ impl Backend {
         Ok(())
     }
 
-    /// The heads of the chains that the back-end, which is gone, had taken from a queue and not returned, if it kept them.
-    /// `used` is the ring's used index.
-    pub(super) fn taken(&self, queue: u16, used: u16) -> Option<Vec<u16>> {
-        let heads = self.inflight.as_ref()?.heads(queue, used);
-        let unknown = |error: &io::Error| {
-            log::warn!("it is not known what {} had in flight: {error}", self.path.display());
-        };
-        heads.inspect_err(unknown).ok()
+    /// What the back-end, which is gone, kept of the requests of the driver that was there. It says nothing about those
+    /// of the next one.
+    pub(super) fn take_inflight(&mut self) -> Option<Inflight> {
+        self.inflight.take()
     }
 
     fn hand_over(

@@ -223,12 +223,19 @@ impl FrontEnd {
     fn take_over(&mut self) -> Result<(), DeviceError> {
         let Some(Running { memory, queues, .. }) = &mut self.running else { return Ok(()) };
         let memory = memory.memory();
+        let inflight = self.backend.take_inflight();
         for queue in queues.iter_mut() {
             // What it had taken and not answered is, if it did not say so and answered in order, what is behind the used
             // index.
             let used = queue.resume_after_used(&memory)?;
-            if let Some(heads) = self.backend.taken(queue.index(), used) {
-                queue.answer_taken(&memory, &heads, |chain| self.stand_in.answer(chain, &memory))?;
+            match inflight.as_ref().map(|inflight| inflight.heads(queue.index(), used)) {
+                None => {}
+                Some(Ok(heads)) => {
+                    queue.answer_taken(&memory, &heads, |chain| self.stand_in.answer(chain, &memory))?;
+                }
+                Some(Err(error)) => {
+                    log::warn!("{}: it is not known what was in flight: {error}", self.stand_in.what);
+                }
             }
             let index = queue.index().into();
             watch(&self.epoll, queue.kick().as_raw_fd(), EventSet::IN, index).map_err(|source| {

@@ -247,6 +247,13 @@ fn requests_that_a_server_had_taken_fail_though_it_answered_later_ones() {
     bench.interrupt.take();
     bench.event();
     expect_refused(&mut bench, head);
+    // What was kept says nothing about another driver's requests.
+    bench.device.reset();
+    bench.start();
+    let head = lend(&mut bench);
+    bench.kicks[0].write(1).unwrap();
+    bench.event();
+    expect_refused(&mut bench, head);
 }
 
 #[test]
