@@ -319,7 +319,7 @@ impl MicrovmConfig {
 
     /// Whether another process is to reach guest memory: then it has to be shared memory.
     pub fn needs_shared_memory(&self) -> bool {
-        !self.fs.is_empty()
+        !self.fs.is_empty() || self.drives.iter().any(|drive| drive.socket.is_some())
     }
 
     /// The drive that holds the root file system, and its place among the drives.

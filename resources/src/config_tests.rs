@@ -65,6 +65,7 @@ fn every_error_names_its_field() {
         ("\"drive_id\": \"rootfs\"", "\"drive_id\": \"root/fs\"", "drives[0].drive_id", "letters"),
         ("\"path_on_host\": \"disk\", ", "", "drives[0].path_on_host", "missing"),
         ("\"Sync\"", "\"Sync\", \"queues\": 33", "drives[0].queues", "1 to 32"),
+        ("\"Sync\"", "\"Sync\", \"socket\": \"s\"", "drives[0].path_on_host", "is the server's to say"),
         ("\"tap0\"", "\"a-name-of-sixteen\"", "network-interfaces[0].host_dev_name", "1 to 15"),
         ("06:00:ac:10:00:02", "06:00", "network-interfaces[0].guest_mac", "MAC"),
         ("\"cgroupfs\"", "\"systemd\"", "cgroup.driver", "not supported yet"),
@@ -81,6 +82,35 @@ fn every_error_names_its_field() {
         assert!(text.starts_with(field), "{to}: {text}");
         assert!(text.contains(words), "{to}: {text}");
         assert!(!text.contains('\n'), "{to}: {text}");
+    }
+}
+
+#[test]
+fn a_drive_of_a_server_has_what_is_not_the_servers_to_say() {
+    let drive = |more: &str| {
+        let drives = format!(
+            r#"{{"boot-source": {{"kernel_image_path": "k"}},
+                 "drives": [{{"drive_id": "d", "is_root_device": true, "socket": "s"{more}}}]}}"#
+        );
+        MicrovmConfig::from_json(&drives)
+    };
+    assert!(drive("").unwrap().needs_shared_memory());
+    drive(r#", "cache_type": "Writeback", "partuuid": "0a", "queues": 2, "is_read_only": false"#).unwrap();
+    for (field, value) in [
+        ("path_on_host", r#""p""#),
+        ("is_read_only", "true"),
+        ("rate_limiter", r#"{"ops": {"size": 1, "refill_time": 1}}"#),
+        ("io_engine", r#""Async""#),
+        ("io_thread", "true"),
+    ] {
+        let text = drive(&format!(r#", "{field}": {value}"#)).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("drives[0].{field}: is the server's to say")), "{text}");
+    }
+    let mut config = drive("").unwrap();
+    let patch = |text: &str| Action::PatchDrive(serde_json::from_str(text).unwrap());
+    config.apply(patch(r#"{"drive_id": "d"}"#)).unwrap();
+    for more in [r#""path_on_host": "p""#, r#""rate_limiter": {"ops": {"size": 1, "refill_time": 1}}"#] {
+        config.apply(patch(&format!(r#"{{"drive_id": "d", {more}}}"#))).unwrap_err();
     }
 }
 

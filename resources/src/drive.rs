@@ -52,7 +52,8 @@ pub struct Drive {
     /// How requests reach the file.
     #[serde(default)]
     pub io_engine: IoEngine,
-    /// Socket of a vhost-user-blk server, instead of a file.
+    /// Socket of a vhost-user-blk server, instead of a file. It says whether the guest may only read, and how requests
+    /// are done is up to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
     /// Whether the device has an I/O thread of its own.
@@ -74,15 +75,23 @@ impl Drive {
     /// What is wrong with the values, as the field and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         if self.socket.is_some() {
-            return Err((
-                "socket",
-                "vhost-user block devices are not supported yet; use path_on_host".to_owned(),
-            ));
-        }
-        if self.path_on_host.is_none() {
+            let others = [
+                ("path_on_host", self.path_on_host.is_some()),
+                ("is_read_only", self.is_read_only),
+                ("rate_limiter", self.rate_limiter.is_some()),
+                ("io_engine", self.io_engine != IoEngine::default()),
+                ("io_thread", self.io_thread),
+            ];
+            if let Some((field, _)) = others.into_iter().find(|(_, there)| *there) {
+                return Err((
+                    field,
+                    "is the server's to say on a drive with a socket; leave it out".to_owned(),
+                ));
+            }
+        } else if self.path_on_host.is_none() {
             return Err((
                 "path_on_host",
-                "missing: name the file or block device behind the drive".to_owned(),
+                "missing: name the file or block device behind the drive, or a server's socket".to_owned(),
             ));
         }
         if self.partuuid.is_some() && !self.is_root_device {
@@ -99,7 +108,8 @@ impl Drive {
     }
 }
 
-/// `PATCH /drives/{id}`.
+/// `PATCH /drives/{id}`. Of a drive with a socket it has neither of the fields beside the name, and has the server asked
+/// for the drive's capacity anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrivePatch {

@@ -85,7 +85,7 @@ pub struct NetworkInterface {
     /// Whether the kernel moves the packets.
     #[serde(default)]
     pub vhost: VhostMode,
-    /// Pairs of queues, 1 to [`NetworkInterface::QUEUES_MAX`].
+    /// Pairs of queues, 1 to [`NetworkInterface::QUEUES_MAX`]. The TAP must have been made for several if they are.
     #[serde(default = "one")]
     pub queues: u8,
     /// What came of `vhost`, once the microVM runs. It may stand in a declaration, so that what is shown can be declared
@@ -104,7 +104,7 @@ fn unheeded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NetBack
 
 impl NetworkInterface {
     /// The most pairs of queues.
-    pub const QUEUES_MAX: u8 = 1;
+    pub const QUEUES_MAX: u8 = 16;
 
     /// What is wrong with the values, as the field and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
@@ -119,10 +119,7 @@ impl NetworkInterface {
             return Err(("mtu", "must be at least 68".to_owned()));
         }
         if !(1..=Self::QUEUES_MAX).contains(&self.queues) {
-            return Err((
-                "queues",
-                "several pairs of queues are not supported yet; leave it at 1".to_owned(),
-            ));
+            return Err(("queues", format!("must be 1 to {}", Self::QUEUES_MAX)));
         }
         if self.vhost == VhostMode::On {
             for (field, limiter) in
@@ -158,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_came_of_it_is_shown_and_not_declared() {
-        let declared = r#"{"iface_id":"eth0","host_dev_name":"tap0","vhost":"auto","queues":1}"#;
+        let declared = r#"{"iface_id":"eth0","host_dev_name":"tap0","vhost":"auto","queues":2}"#;
         let mut interface: NetworkInterface = serde_json::from_str(declared).unwrap();
         assert_eq!(serde_json::to_string(&interface).unwrap(), declared);
         let plain = interface.clone();
@@ -170,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_number_of_queues_is_bounded() {
-        for (queues, good) in [(0, false), (1, true), (2, false)] {
+        for (queues, good) in [(0, false), (1, true), (16, true), (17, false)] {
             let text = format!(r#"{{"iface_id":"eth0","host_dev_name":"tap0","queues":{queues}}}"#);
             let checked = serde_json::from_str::<NetworkInterface>(&text).unwrap().check();
             assert_eq!(checked.err().map(|(field, _)| field), (!good).then_some("queues"));

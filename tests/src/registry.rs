@@ -2,7 +2,7 @@
 
 use crate::agent;
 use crate::artifacts::{Binaries, binaries};
-use crate::case::{Case, Failure, with_causes};
+use crate::case::{Case, Failure};
 use crate::host::boot::link_job;
 use crate::host::{EmulatedHost, HostError, guest_files};
 use crate::route::{Forced, Kind, Machine, Place, place};
@@ -85,22 +85,17 @@ impl Registry {
     }
 
     fn run_emulated(&mut self, kind: Kind, case: &Case, out: &mut dyn FnMut(&str)) -> Result<(), Failure> {
-        match self.host(kind)?.run(case, out) {
-            Ok(ended) => return ended,
-            // The emulation is not perfect: what ends a whole host is first of all suspected of being its fault.
-            Err(error) => {
-                eprintln!("pinfold: {}; {} once more in a fresh host", with_causes(&error), case.name)
+        twice(case.name, || {
+            let ended = self.host(kind).and_then(|host| host.run(case, out));
+            if ended.is_err() {
+                self.host = None;
             }
-        }
-        self.host = None;
-        self.host(kind)?.run(case, out).unwrap_or_else(|error| {
-            self.host = None;
-            Err(Failure(with_causes(&error)))
-        })
+            ended
+        })?
     }
 
     /// The host of this kind, booted if it is not there.
-    fn host(&mut self, kind: Kind) -> Result<&mut EmulatedHost, Failure> {
+    fn host(&mut self, kind: Kind) -> Result<&mut EmulatedHost, HostError> {
         let host = match self.host.take() {
             Some(host) if host.kind() == kind => host,
             old => {
@@ -128,5 +123,55 @@ impl Registry {
             eprintln!("pinfold: {text}");
             self.announced.insert(text);
         }
+    }
+}
+
+/// Lets `attempt` run the case `name` in a host, and once more if that host was lost: the emulation is not perfect, and
+/// what ends a whole host, or makes it stand still, is first of all suspected of being its fault. A case that ended,
+/// however it did, is not repeated.
+fn twice<T>(name: &str, mut attempt: impl FnMut() -> Result<T, HostError>) -> Result<T, Failure> {
+    match attempt() {
+        Err(HostError::Dead { what, console }) => {
+            eprintln!("pinfold: the emulated host {what}; {name} runs once more in a fresh one");
+            eprintln!("--- end of the lost host's console\n{console}\n---");
+        }
+        ended => return Ok(ended?),
+    }
+    Ok(attempt()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What came of attempts that end so, and how many there were.
+    fn attempts(ends: Vec<Result<Result<(), Failure>, HostError>>) -> (Result<(), String>, usize) {
+        let mut left = ends.into_iter();
+        let mut count = 0;
+        let ended = twice("a_case", || {
+            count += 1;
+            left.next().unwrap()
+        });
+        (ended.and_then(|ended| ended).map_err(|failure| failure.0), count)
+    }
+
+    fn lost() -> Result<Result<(), Failure>, HostError> {
+        Err(HostError::Dead { what: "stands still".to_owned(), console: String::new() })
+    }
+
+    #[test]
+    fn a_lost_host_costs_another_attempt_and_not_a_third() {
+        assert_eq!(attempts(vec![lost(), Ok(Ok(()))]), (Ok(()), 2));
+        assert_eq!(attempts(vec![lost(), Ok(Err(Failure::new("x")))]), (Err("x".to_owned()), 2));
+        let (ended, count) = attempts(vec![lost(), lost()]);
+        assert!(ended.unwrap_err().contains("stands still"));
+        assert_eq!(count, 2);
+    }
+
+    #[test]
+    fn a_case_that_ended_is_not_repeated() {
+        assert_eq!(attempts(vec![Ok(Ok(()))]), (Ok(()), 1));
+        assert_eq!(attempts(vec![Ok(Err(Failure::new("x")))]), (Err("x".to_owned()), 1));
+        assert_eq!(attempts(vec![Err(HostError::NoMirror)]).1, 1);
     }
 }

@@ -13,6 +13,7 @@
 //! | [`rng`] | an entropy source |
 //! | [`balloon`] | memory that the host takes back from the guest |
 //! | [`fs`] | folders of the host's, which another process serves |
+//! | [`vhost_user`] | what devices have in common that another process serves |
 //! | [`vsock`] | streams between the guest and unix sockets of the host |
 //!
 //! A new device implements [`device::VirtioDevice`]; `vmm` puts it into an [`mmio::MmioTransport`] or a
@@ -30,6 +31,7 @@ pub mod net;
 pub mod pci;
 pub mod rng;
 pub mod slot;
+pub mod vhost_user;
 pub mod virtqueue;
 pub mod vsock;
 pub mod worker;

@@ -235,12 +235,44 @@ impl Virtqueue {
         Ok(())
     }
 
-    /// Goes on where whoever served this ring before us has stopped: behind what was used last.
-    pub fn resume_after_used(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
+    /// Goes on where whoever served this ring before us has stopped: behind what was used last. Returns the used index.
+    pub fn resume_after_used(&mut self, memory: &GuestMemoryMmap) -> Result<u16, QueueError> {
         let used = self.queue.used_idx(memory, Ordering::Acquire).map_err(|reason| self.used(reason))?;
         self.queue.set_next_avail(used.0);
         self.queue.set_next_used(used.0);
         self.told = used.0;
+        Ok(used.0)
+    }
+
+    /// After [`Self::resume_after_used`]: returns the chains that whoever served this ring before us had taken, by their
+    /// heads, with as many bytes written as `each` says, and goes on behind them. One whose place in the available ring
+    /// the driver has used again meanwhile is not found, and stays out.
+    pub fn answer_taken(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        heads: &[u16],
+        mut each: impl FnMut(Chain<'_>) -> u32,
+    ) -> Result<(), QueueError> {
+        let queue = self.index;
+        let size = self.queue.size();
+        let taken = u16::try_from(heads.len()).unwrap_or(u16::MAX);
+        let behind = self.queue.next_avail().wrapping_add(taken);
+        let end = self.queue.avail_idx(memory, Ordering::Acquire);
+        let end = end.map_err(|reason| QueueError::Available { queue, reason })?.0;
+        for &head in heads {
+            for position in (1..=size).map(|back| end.wrapping_sub(back)) {
+                if self.available_field(memory, 4 + 2 * u64::from(position % size))? != head {
+                    continue;
+                }
+                self.queue.set_next_avail(position);
+                if let Some(chain) = self.pop(memory)? {
+                    let written = each(chain);
+                    self.push_used(memory, head, written)?;
+                }
+                break;
+            }
+        }
+        self.queue.set_next_avail(behind);
         Ok(())
     }
 

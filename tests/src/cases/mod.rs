@@ -17,6 +17,7 @@ mod pci;
 mod placement;
 mod readme;
 mod seccomp;
+mod vhost_user;
 
 pub use demo::DEMO;
 
@@ -35,6 +36,7 @@ pub fn all() -> Vec<&'static Case> {
         api::CASES,
         fctools::CASES,
         fs::CASES,
+        vhost_user::CASES,
         kata::CASES,
         readme::CASES,
         seccomp::CASES,

@@ -26,10 +26,16 @@ pub const CASES: &[Case] = &[
     },
     Case { name: "net_bulk_vhost", needs: Needs::VM, timeout: Case::TIMEOUT, run: |ctx| bulk(ctx, "on", 1) },
     Case {
-        name: "net_queues_refused",
+        name: "net_queues_userspace",
         needs: Needs { kvm: true, ..Needs::NOTHING },
         timeout: Case::TIMEOUT,
-        run: queues_refused,
+        run: |ctx| one_queue_is_not_two(ctx).and_then(|()| bulk(ctx, "off", 2)),
+    },
+    Case {
+        name: "net_queues_vhost",
+        needs: Needs::VM,
+        timeout: Case::TIMEOUT,
+        run: |ctx| bulk(ctx, "on", 2),
     },
 ];
 
@@ -68,6 +74,9 @@ fn pings(ctx: &Ctx, vhost: &str) -> Result<(), Failure> {
 /// MiB that are sent in each direction on each CPU.
 const MIB: u32 = 4;
 
+/// Bytes of the longest Ethernet frame of an MTU of 1500.
+const FRAME: u64 = 1514;
+
 /// Much TCP in both directions, one connection for each vCPU, with as many queues; then the TAP goes.
 fn bulk(ctx: &Ctx, vhost: &str, cpus: u8) -> Result<(), Failure> {
     let address = format!("{HOST}/24");
@@ -101,8 +110,9 @@ fn bulk(ctx: &Ctx, vhost: &str, cpus: u8) -> Result<(), Failure> {
         server.join().map_err(|_| Failure::new("the server panicked"))??;
         let (packets, bytes) = (tap.count(&packets)? - before.0, tap.count(&bytes)? - before.1);
         println!("{order}: {bytes} bytes in {packets} packets");
-        // Whole segments cross the TAP, and are cut by whoever is last.
-        check!(bytes / packets > 2 * 1500, "{order}: {bytes} bytes in {packets} packets");
+        // More than a frame's worth crosses the TAP at once, and is cut by whoever is last. How much more is up to the
+        // sender: Linux sends pieces of two segments where an answer takes long, as in a host that is emulated.
+        check!(bytes / packets > FRAME, "{order}: {bytes} bytes in {packets} packets");
     }
 
     check!(vm.ask("run load")? == "load running", "no load");
@@ -114,15 +124,15 @@ fn bulk(ctx: &Ctx, vhost: &str, cpus: u8) -> Result<(), Failure> {
     vm.expect_exit(0)
 }
 
-/// Two pairs of queues are refused by name.
-fn queues_refused(ctx: &Ctx) -> Result<(), Failure> {
+/// A TAP for one queue cannot have two.
+fn one_queue_is_not_two(ctx: &Ctx) -> Result<(), Failure> {
     let tap = Tap::create("pfnet0", &format!("{HOST}/24"))?;
     let mut vm = Machine::new(ctx)
         .net(&tap, &format!("{GUEST}/24"), HOST)
         .set("/network-interfaces/0/queues", json!(2))
         .start()?;
     vm.expect_exit(152)?;
-    check!(vm.errors().contains("network-interfaces[0].queues"), "{}", vm.errors());
+    check!(vm.errors().contains("ip tuntap add pfnet0 mode tap multi_queue"), "{}", vm.errors());
     Ok(())
 }
 

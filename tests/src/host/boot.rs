@@ -87,7 +87,10 @@ impl EmulatedHost {
         match channel.receive(cpu.boot_timeout()) {
             Ok(Reply::Hello(_)) => {}
             Ok(other) => return Err(dead(&console, &format!("said {other:?} first"))),
-            Err(Silence::Timeout) => return Err(dead(&console, "did not come up")),
+            Err(Silence::Timeout) => {
+                let what = format!("did not come up in {} s", cpu.boot_timeout().as_secs());
+                return Err(dead(&console, &what));
+            }
             Err(Silence::Closed) => return Err(dead(&console, "ended while booting")),
         }
         let Some(qemu) = qemu.0.take() else { return Err(dead(&console, "is gone")) };
@@ -101,19 +104,28 @@ impl EmulatedHost {
     }
 
     /// Runs `case` in the host, handing its output to `out`. An error of the outer kind means that the
-    /// host is not usable any more.
+    /// host is not usable any more: it ended, or it stands still, which shows when the agent, which ends a case in
+    /// time, does not say so.
     pub fn run(&mut self, case: &Case, out: &mut dyn FnMut(&str)) -> Result<Result<(), Failure>, HostError> {
         let request = Request::Run { case: case.name.to_owned(), timeout_s: case.timeout.as_secs() };
         self.channel.send(&request).map_err(|_| dead(&self.console, "does not take requests"))?;
-        let deadline = Instant::now() + case.timeout + GRACE;
+        let mut heard = Instant::now();
+        let deadline = heard + case.timeout + GRACE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.channel.receive(left) {
-                Ok(Reply::Out(text)) => out(&text),
+                Ok(Reply::Out(text)) => {
+                    heard = Instant::now();
+                    out(&text);
+                }
                 Ok(Reply::Done { ok: true, .. }) => return Ok(Ok(())),
                 Ok(Reply::Done { ok: false, detail }) => return Ok(Err(Failure(detail))),
                 Ok(Reply::Hello(_)) => return Err(dead(&self.console, "rebooted")),
-                Err(Silence::Timeout) => return Err(dead(&self.console, "fell silent")),
+                Err(Silence::Timeout) => {
+                    let silence = heard.elapsed().as_secs();
+                    let what = format!("stands still: nothing was heard from it for {silence} s");
+                    return Err(dead(&self.console, &what));
+                }
                 Err(Silence::Closed) => return Err(dead(&self.console, "ended")),
             }
         }

@@ -76,7 +76,7 @@ pub enum HostError {
     /// What was built or fetched is not as expected.
     #[error("{0}")]
     Unexpected(String),
-    /// The host did not come up, or fell silent.
+    /// The host did not come up, ended, or stands still.
     #[error("the emulated host {what}; its console ends with:\n{console}")]
     Dead {
         /// What went wrong.

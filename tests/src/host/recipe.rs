@@ -36,7 +36,7 @@ const DEBIAN_13: Release = Release {
     more: &["trixie-backports"],
     security: "trixie-security",
     kernel_from: Some("trixie-backports"),
-    more_packages: ",virtiofsd",
+    more_packages: ",virtiofsd,qemu-utils",
 };
 
 /// The release that brings `kernel`.

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use ::devices::legacy::I8042Error;
 use ::devices::rate_limiter::LimiterUpdate;
 use ::devices::virtio::balloon::{Balloon, Stats};
-use ::devices::virtio::block::Block;
+use ::devices::virtio::block::{Block, VhostUserBlock};
 use ::devices::virtio::device::VirtioDevice;
 use ::devices::virtio::net::Net;
 use ::devices::virtio::vsock::Vsock;
@@ -64,7 +64,12 @@ impl Devices {
 
     fn drive(&self, patch: &DrivePatch) -> Result<(), DeviceError> {
         let failed = |source| DeviceError::Drive { id: patch.drive_id.to_string(), source };
-        self.update(&Name::Drive(patch.drive_id.clone()), |block: &mut Block| {
+        let name = Name::Drive(patch.drive_id.clone());
+        // Of a drive that a server serves nothing can be declared anew.
+        if let Ok(refreshed) = self.update(&name, VhostUserBlock::refresh) {
+            return refreshed.map_err(failed);
+        }
+        self.update(&name, |block: &mut Block| {
             // The only step that can fail comes first.
             patch.path_on_host.as_deref().map_or(Ok(()), |path| block.reopen(path)).map_err(failed)?;
             block.set_limiter(limits(patch.rate_limiter));

@@ -6,7 +6,9 @@ use ::devices::legacy::Serial;
 use ::devices::mmds::{Mmds, MmdsPort, Version};
 use ::devices::rate_limiter::{Bucket, LimiterConfig};
 use ::devices::virtio::balloon::{Balloon, BalloonConfig};
-use ::devices::virtio::block::{Block, BlockConfig, CacheType, IoEngine};
+use ::devices::virtio::block::{
+    Block, BlockConfig, BlockError, CacheType, IoEngine, VhostUserBlock, VhostUserBlockConfig,
+};
 use ::devices::virtio::device::VirtioDevice;
 use ::devices::virtio::fs::Fs;
 use ::devices::virtio::net::{Net, NetConfig, VhostMode};
@@ -34,7 +36,7 @@ pub fn all(
     // The root drive is the first disk: the kernel is told that it is /dev/vda.
     let (root, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
     for drive in root.into_iter().chain(others) {
-        all.push((Name::Drive(drive.drive_id.clone()), Box::new(block(drive)?)));
+        all.push((Name::Drive(drive.drive_id.clone()), block(drive)?));
     }
     for interface in &config.network_interfaces {
         let port = config
@@ -103,24 +105,35 @@ pub(super) fn bucket(bucket: TokenBucket) -> Bucket {
     }
 }
 
-fn block(drive: &Drive) -> Result<Block, DeviceError> {
+fn block(drive: &Drive) -> Result<Box<dyn VirtioDevice>, DeviceError> {
     let id = drive.drive_id.to_string();
-    let config = BlockConfig {
-        id: id.clone(),
-        path: drive.path_on_host.clone().unwrap_or_default(),
-        read_only: drive.is_read_only,
-        cache: match drive.cache_type {
-            resources::CacheType::Unsafe => CacheType::Unsafe,
-            resources::CacheType::Writeback => CacheType::Writeback,
-        },
-        engine: match drive.io_engine {
-            resources::IoEngine::Sync => IoEngine::Sync,
-            resources::IoEngine::Async => IoEngine::Async,
-        },
-        queues: drive.queues.into(),
-        limiter: limiter(drive.rate_limiter),
+    let cache = match drive.cache_type {
+        resources::CacheType::Unsafe => CacheType::Unsafe,
+        resources::CacheType::Writeback => CacheType::Writeback,
     };
-    Block::new(config).map_err(|source| DeviceError::Drive { id, source })
+    let made: Result<Box<dyn VirtioDevice>, BlockError> = match drive.socket.clone() {
+        Some(socket) => {
+            let queues = drive.queues.into();
+            let config = VhostUserBlockConfig { id: id.clone(), socket, cache, queues };
+            VhostUserBlock::connect(config).map(|block| Box::new(block) as _)
+        }
+        None => {
+            let config = BlockConfig {
+                id: id.clone(),
+                path: drive.path_on_host.clone().unwrap_or_default(),
+                read_only: drive.is_read_only,
+                cache,
+                engine: match drive.io_engine {
+                    resources::IoEngine::Sync => IoEngine::Sync,
+                    resources::IoEngine::Async => IoEngine::Async,
+                },
+                queues: drive.queues.into(),
+                limiter: limiter(drive.rate_limiter),
+            };
+            Block::new(config).map(|block| Box::new(block) as _)
+        }
+    };
+    made.map_err(|source| DeviceError::Drive { id, source })
 }
 
 fn fs(fs: &resources::Fs, servers: &mut Vec<Virtiofsd>) -> Result<Fs, DeviceError> {

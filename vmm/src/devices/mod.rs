@@ -15,11 +15,11 @@ use ::devices::mmds::Mmds;
 use ::devices::virtio::balloon::BalloonError;
 use ::devices::virtio::block::BlockError;
 use ::devices::virtio::device::{Memory, VirtioDevice};
-use ::devices::virtio::fs::FsError;
 use ::devices::virtio::mmio::MmioTransport;
 use ::devices::virtio::net::NetError;
 use ::devices::virtio::rng::RngError;
 use ::devices::virtio::slot::Slot;
+use ::devices::virtio::vhost_user::VhostUserError;
 use ::devices::virtio::vsock::VsockError;
 use ::devices::virtio::worker::Worker;
 use arch::acpi::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_S5};
@@ -73,7 +73,7 @@ pub enum DeviceError {
         /// Its tag.
         tag: String,
         /// What is wrong with it.
-        source: FsError,
+        source: VhostUserError,
     },
     /// A file system's server.
     #[error("fs: \"{tag}\"")]

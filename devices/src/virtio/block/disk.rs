@@ -7,6 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::task::Pieces;
+use crate::virtio::vhost_user::VhostUserError;
 
 /// Bytes in a sector, the unit of capacity and of every transfer (virtio 1.2, section 5.2.4).
 pub(super) const SECTOR: u64 = 512;
@@ -56,6 +57,9 @@ pub enum BlockError {
         /// What the host said.
         source: io::Error,
     },
+    /// The server that it is of cannot be used.
+    #[error(transparent)]
+    Server(#[from] VhostUserError),
     /// Anything else.
     #[error("drive {id}: could not {doing} {}", path.display())]
     Host {

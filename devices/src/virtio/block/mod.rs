@@ -10,6 +10,7 @@
 //! | [`polling`] | waiting a moment for several requests |
 //! | [`engine`], [`uring`] | blocking calls, or io_uring |
 //! | [`disk`] | the file or block device |
+//! | [`vhost_user`] | a drive that another process serves instead |
 
 mod disk;
 mod drive;
@@ -19,6 +20,7 @@ mod request;
 mod server;
 mod task;
 mod uring;
+mod vhost_user;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -39,6 +41,7 @@ use drive::{Drive, MAX_CLEARED_SECTORS};
 use engine::Engine;
 use server::Server;
 use uring::Uring;
+pub use vhost_user::{VhostUserBlock, VhostUserBlockConfig};
 
 use super::device::{Activation, DeviceError, EventSource, VirtioDevice};
 use crate::counter::{Counters, counters};
@@ -56,6 +59,9 @@ const DISCARD_ALIGNMENT: u32 = 8;
 
 /// Length of the configuration space: struct virtio_blk_config up to write_zeroes_may_unmap and its padding.
 const CONFIG_LEN: usize = 60;
+
+/// Where the configuration space says how many queues there are, in 16 bits.
+const NUM_QUEUES_AT: usize = 34;
 
 /// What the host does for the durability of writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,7 +278,7 @@ fn configuration_space(queues: u16, abilities: Abilities) -> [u8; CONFIG_LEN] {
         put(56, 1);
     }
     if queues > 1 {
-        space[34..36].copy_from_slice(&queues.to_le_bytes());
+        space[NUM_QUEUES_AT..][..2].copy_from_slice(&queues.to_le_bytes());
     }
     space
 }

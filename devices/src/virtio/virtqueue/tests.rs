@@ -398,3 +398,48 @@ fn a_kick_is_asked_for_after_several_chains() {
     assert_eq!(queue.enable_kick_after(&fixture.memory, u16::MAX).unwrap(), Some(false));
     assert_eq!(ring.available_event(), 1 + SIZE / 2 - 1);
 }
+
+#[test]
+fn what_another_had_taken_is_returned_whatever_order_it_answered_in() {
+    let fixture = Fixture::new();
+    let mut other = fixture.queue(false);
+    let mut queue = fixture.queue(false);
+    let ring = fixture.ring();
+    let offer = |position: u16, head: u16| {
+        ring.store(head, Descriptor::new(0x8000, 1 + u32::from(head), WRITE, 0));
+        ring.offer(position, head);
+    };
+    // The ring has come round once. Of the last three one was answered, the second of them.
+    for position in 0..SIZE {
+        offer(position, position);
+        let head = other.pop(&fixture.memory).unwrap().unwrap().head_index();
+        other.push_used(&fixture.memory, head, 1).unwrap();
+    }
+    for (position, head) in (SIZE..).zip([5, 9, 2, 7]) {
+        offer(position, head);
+    }
+    other.push_used(&fixture.memory, 9, 1).unwrap();
+    assert_eq!(queue.resume_after_used(&fixture.memory).unwrap(), SIZE + 1);
+    let mut lengths = Vec::new();
+    queue
+        .answer_taken(&fixture.memory, &[5, 2], |mut chain| {
+            lengths.push(chain.next().unwrap().len());
+            0
+        })
+        .unwrap();
+    assert_eq!(lengths, [6, 3]);
+    queue.serve(&fixture.memory, |chain| u32::from(chain.head_index())).unwrap();
+    let used: Vec<_> = (SIZE..ring.used_index()).map(|position| ring.used_entry(position)).collect();
+    assert_eq!(used, [(9, 1), (5, 0), (2, 0), (7, 7)]);
+    assert_eq!(fixture.interrupts(), 1);
+}
+
+#[test]
+fn heads_that_the_driver_never_lent_are_not_returned() {
+    let fixture = Fixture::new();
+    let mut queue = fixture.queue(false);
+    let ring = fixture.ring();
+    queue.resume_after_used(&fixture.memory).unwrap();
+    queue.answer_taken(&fixture.memory, &[3, u16::MAX], |_| 0).unwrap();
+    assert_eq!(ring.used_index(), 0);
+}

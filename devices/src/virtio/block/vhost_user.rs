@@ -1,0 +1,147 @@
+//! A drive that another process serves by vhost-user. What is there (its capacity, whether it can only be read) is what
+//! that one says; how its driver may use it is what both know. When it is gone every request fails with an I/O error.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use super::request::Status;
+use super::{BlockError, CONFIG_LEN, CacheType, NUM_QUEUES_AT, QUEUE_SIZE};
+use crate::counter::Counters;
+use crate::virtio::device::{Activation, DeviceError, EventSource, Server, VirtioDevice};
+use crate::virtio::iovec::ChainBuffers;
+use crate::virtio::vhost_user::{FrontEnd, VhostUserError, Wanted};
+
+/// What the driver is offered if the server offers it.
+const FEATURES: u64 = 1 << VIRTIO_BLK_F_SIZE_MAX
+    | 1 << VIRTIO_BLK_F_SEG_MAX
+    | 1 << VIRTIO_BLK_F_RO
+    | 1 << VIRTIO_BLK_F_BLK_SIZE
+    | 1 << VIRTIO_BLK_F_TOPOLOGY
+    | 1 << VIRTIO_BLK_F_DISCARD
+    | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+
+/// What a drive of another process is made of.
+#[derive(Clone, Debug)]
+pub struct VhostUserBlockConfig {
+    /// The drive's name, for messages.
+    pub id: String,
+    /// Where the server listens.
+    pub socket: PathBuf,
+    /// Whether the driver may flush, if the server offers it.
+    pub cache: CacheType,
+    /// Request queues, 1 or more.
+    pub queues: u16,
+}
+
+/// A virtio block device that another process serves.
+pub struct VhostUserBlock {
+    config: [u8; CONFIG_LEN],
+    queue_sizes: Vec<u16>,
+    front: FrontEnd,
+}
+
+impl VhostUserBlock {
+    /// Connects to the server and asks it what it offers. Guest memory must be shared memory.
+    pub fn connect(config: VhostUserBlockConfig) -> Result<Self, BlockError> {
+        let queues = config.queues.max(1);
+        let mut features = FEATURES;
+        for (wanted, feature) in
+            [(config.cache == CacheType::Writeback, VIRTIO_BLK_F_FLUSH), (queues > 1, VIRTIO_BLK_F_MQ)]
+        {
+            features |= u64::from(wanted) << feature;
+        }
+        let front = FrontEnd::connect(Wanted {
+            what: format!("drive {}", config.id),
+            path: config.socket,
+            queues: queues.into(),
+            features,
+            refuse,
+        })?;
+        let queue_sizes = vec![QUEUE_SIZE; queues.into()];
+        let mut block = Self { config: [0; CONFIG_LEN], queue_sizes, front };
+        block.read_config()?;
+        Ok(block)
+    }
+
+    /// Asks the server anew what the drive is like, its capacity above all. On an error nothing changes, unless it is
+    /// that the server is lost.
+    ///
+    /// To be called through [`Slot::update`](crate::virtio::slot::Slot::update), which tells the driver.
+    pub fn refresh(&mut self) -> Result<(), BlockError> {
+        Ok(self.read_config()?)
+    }
+
+    fn read_config(&mut self) -> Result<(), VhostUserError> {
+        let mut config = self.config;
+        self.front.read_config(&mut config)?;
+        // The driver finds as many queues as it is given, and not as many as the server could serve.
+        let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(u16::MAX);
+        config[NUM_QUEUES_AT..][..2].copy_from_slice(&queues.to_le_bytes());
+        self.config = config;
+        Ok(())
+    }
+}
+
+/// Answers a request with an I/O error in the server's place.
+fn refuse(buffers: &ChainBuffers<'_>) -> u32 {
+    // The status is the last writable byte.
+    let status = buffers.writable_len().checked_sub(1);
+    let told = status.is_some_and(|at| buffers.write_at(at, &[Status::IoErr as u8]).is_ok());
+    u32::from(told)
+}
+
+impl VirtioDevice for VhostUserBlock {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        self.front.features()
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn server(&self) -> Server {
+        Server::Vhost
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(self.front.counters()) as _
+    }
+
+    fn event_sources(&self) -> Vec<EventSource> {
+        vec![self.front.event_source()]
+    }
+
+    fn start(&mut self, activation: Activation) -> Result<(), DeviceError> {
+        self.front.start(activation)
+    }
+
+    fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn source_event(&mut self, _fd: RawFd) -> Result<(), DeviceError> {
+        self.front.event()
+    }
+
+    fn reset(&mut self) {
+        self.front.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests;
