@@ -74,6 +74,7 @@
 //! # What stays behind
 //! Controllers that were enabled in the `cgroup.subtree_control` of BASE stay enabled, as runc leaves them.
 
+mod account;
 mod build;
 mod cleaner;
 mod counters;
@@ -95,6 +96,7 @@ mod stats;
 mod sums;
 mod tree;
 
+pub use account::{Account, Totals};
 pub use cleaner::{Cleaner, CleanerState};
 pub use counters::{DeviceTransfers, Pressure, SchedStat, Share, StatsError, Transfers};
 pub use cpuset::{CpuSet, CpuSetError};

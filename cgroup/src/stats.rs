@@ -162,7 +162,7 @@ impl Layout {
     }
 
     /// The site with a controller, and the group of everything there, which may be the base.
-    fn whole(&self, controller: &str) -> Option<(&Site, &CgroupPath)> {
+    pub(crate) fn whole(&self, controller: &str) -> Option<(&Site, &CgroupPath)> {
         let site = self.site(controller)?;
         Some((site, site.sandbox.as_ref().unwrap_or(&site.base)))
     }

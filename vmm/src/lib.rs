@@ -17,6 +17,7 @@ mod descriptors;
 mod devices;
 mod event_loop;
 mod exit;
+mod exit_report;
 mod files;
 mod footprint;
 mod io_thread;

@@ -6,6 +6,7 @@ mod blk;
 mod boots;
 mod cgroup_live;
 mod demo;
+mod exit_report;
 mod fctools;
 mod fs;
 mod host_selfcheck;
@@ -40,6 +41,7 @@ pub fn all() -> Vec<&'static Case> {
         pci::CASES,
         placement::CASES,
         cgroup_live::CASES,
+        exit_report::CASES,
     ]
     .into_iter()
     .flatten()
