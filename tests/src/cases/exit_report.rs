@@ -2,7 +2,7 @@
 
 use crate::case::{Case, CgroupVersion, Ctx, Failure, Kernel, Needs};
 use crate::check;
-use crate::lab::{Machine, Pod, Running, caller};
+use crate::lab::{Machine, Made, Pod, Running, caller};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -25,6 +25,7 @@ const FILL: u64 = 200 << 20;
 /// What the launches have in common.
 struct Place {
     pod: Pod,
+    caller: Made,
     report: PathBuf,
 }
 
@@ -37,7 +38,7 @@ impl Place {
             .cgroup(json!({ "parent": self.pod.path(), "containers": [container] }))
             .flag("--exit-report")
             .flag(&self.report)
-            .from_caller(&*caller()?)
+            .from_caller(&self.caller)
     }
 
     /// The one line of the report, once nobody can write another.
@@ -57,7 +58,7 @@ impl Place {
 }
 
 fn endings(ctx: &Ctx) -> Result<(), Failure> {
-    let place = Place { pod: Pod::create("exit")?, report: ctx.scratch.join("report") };
+    let place = Place { pod: Pod::create("exit")?, caller: caller()?, report: ctx.scratch.join("report") };
 
     let mut vm = place.machine(ctx)?.start()?;
     vm.wait_for_guest("waiting")?;
