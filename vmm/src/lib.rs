@@ -40,3 +40,4 @@ mod vcpu;
 mod version;
 mod virtiofsd;
 mod vm;
+mod windows;

@@ -17,6 +17,7 @@ mod own_base;
 mod pci;
 mod placement;
 mod readme;
+mod why;
 
 pub use demo::DEMO;
 
@@ -42,6 +43,7 @@ pub fn all() -> Vec<&'static Case> {
         placement::CASES,
         cgroup_live::CASES,
         exit_report::CASES,
+        why::CASES,
     ]
     .into_iter()
     .flatten()
