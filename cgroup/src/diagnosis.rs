@@ -255,11 +255,12 @@ impl Window {
         let waited = group.wait_usec.map_or_else(String::new, |usec| {
             format!(" and waited on run queues for {} ms, throttled time included", ms(usec))
         });
-        let cpus = group.cpus.map_or_else(String::new, |cpus| format!(", which may use {cpus} CPUs,"));
+        let cpus =
+            group.cpus.map_or_else(String::new, |cpus| format!(", which may use {},", count(cpus, "CPU")));
         all.push(format!(
-            "in {} ms its {} threads{cpus} ran for {} ms{waited}",
+            "in {} ms its {}{cpus} ran for {} ms{waited}",
             ms(self.usec),
-            group.threads,
+            count(group.threads, "thread"),
             ms(group.run_usec)
         ));
         all
@@ -293,6 +294,10 @@ fn nothing(vcpus: &GroupDiagnosis) -> Verdict {
     };
     let sentence = sentence(Cause::Nothing, Scope::Vcpus, 0.0);
     Verdict { cause: Cause::Nothing, group: None, sentence, evidence: vec![evidence] }
+}
+
+fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
 fn grown(before: Option<u64>, after: Option<u64>) -> Option<u64> {

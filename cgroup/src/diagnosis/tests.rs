@@ -131,7 +131,7 @@ fn shares_add_up_and_have_their_evidence() {
     assert_eq!((vcpus.io_percent, vcpus.stolen_percent), (Some(0.0), Some(0.0)));
     let text = found.verdict.evidence.join("\n");
     assert!(text.contains("5 of 0 periods") && text.contains("500 ms"), "{text}");
-    assert!(text.contains("1 threads") && text.contains("1000 ms"), "{text}");
+    assert!(text.contains("its 1 thread,") && text.contains("1000 ms"), "{text}");
     assert!(found.verdict.sentence.contains("50.0%"), "{}", found.verdict.sentence);
 }
 
