@@ -1,9 +1,11 @@
 //! From a request's method, path and body to an [`Action`]: one table, which the OpenAPI document is checked against.
 
+use std::ops::RangeInclusive;
+
 use hyper::Method;
 use resources::{
-    Action, CgroupPatch, Container, EventsQuery, Fault, MachineConfig, MachineConfigPatch, MmdsConfig,
-    MmdsVersion, ResourceId, VmState, Vsock,
+    Action, Bandwidth, CgroupPatch, Container, CpuSet, DiagnosisQuery, EventsQuery, Fault, MachineConfig,
+    MachineConfigPatch, MmdsConfig, MmdsVersion, ResourceId, VmState, Vsock, WhatIfQuery,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -57,12 +59,23 @@ const fn patch(path: &'static str, take: fn(&Input<'_>) -> Result<Request, Fault
     Route { method: Method::PATCH, path, take: Take::Body(take) }
 }
 
+const fn query(path: &'static str, take: fn(&str) -> Result<Action, Fault>) -> Route {
+    Route { method: Method::GET, path, take: Take::Query(take) }
+}
+
 const fn not_yet(method: Method, path: &'static str, name: &'static str) -> Route {
     Route { method, path, take: Take::NotYet(name) }
 }
 
 /// How long a client can wait for events, in milliseconds.
 const MAX_EVENTS_TIMEOUT_MS: u64 = 60_000;
+
+/// How long the microVM can be observed for an answer, in milliseconds.
+const WINDOWS_MS: RangeInclusive<u64> = 100..=60_000;
+
+/// How long it is observed for a diagnosis by default, and for an estimate of other limits.
+const DIAGNOSIS_MS: u64 = 1000;
+const WHAT_IF_MS: u64 = 2000;
 
 /// All that the API has.
 pub(crate) static ROUTES: &[Route] = &[
@@ -76,7 +89,9 @@ pub(crate) static ROUTES: &[Route] = &[
     get("/cgroup", Action::GetCgroup),
     get("/cgroup/threads", Action::GetCgroupThreads),
     get("/cgroup/stats", Action::GetCgroupStats),
-    Route { method: Method::GET, path: "/cgroup/events", take: Take::Query(events_query) },
+    query("/cgroup/events", events_query),
+    query("/cgroup/diagnosis", diagnosis_query),
+    query("/cgroup/what-if", what_if_query),
     get("/metrics/prometheus", Action::GetPrometheus),
     put("/actions", put_action),
     put("/boot-source", |input| Ok(Action::PutBootSource(input.read()?).into())),
@@ -128,8 +143,6 @@ pub(crate) static ROUTES: &[Route] = &[
     not_yet(Method::PATCH, "/balloon/hinting/start", "hinting of free pages"),
     not_yet(Method::PATCH, "/balloon/hinting/stop", "hinting of free pages"),
     not_yet(Method::GET, "/balloon/hinting/status", "hinting of free pages"),
-    not_yet(Method::GET, "/cgroup/diagnosis", "diagnosis"),
-    not_yet(Method::GET, "/cgroup/what-if", "estimate of other limits"),
 ];
 
 /// What a request of `method` on `path` (with its query, if any) and this body asks for.
@@ -290,25 +303,85 @@ fn patch_cgroup(input: &Input<'_>) -> Result<Request, Fault> {
 /// `since=N&timeout_ms=T`, both optional.
 fn events_query(query: &str) -> Result<Action, Fault> {
     let mut asked = EventsQuery::default();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let place = match key {
-            "since" => &mut asked.since,
-            "timeout_ms" => &mut asked.timeout_ms,
-            _ => {
-                return Err(fault(format!(
-                    "unknown parameter `{key}` in the query, expected `since` or `timeout_ms`"
-                )));
-            }
-        };
-        *place = value
-            .parse()
-            .map_err(|_| fault(format!("the parameter {key} is `{value}`; it must be a whole number")))?;
+    for (key, value) in parameters(query, &["since", "timeout_ms"])? {
+        *(if key == "since" { &mut asked.since } else { &mut asked.timeout_ms }) = whole(key, value)?;
     }
     if asked.timeout_ms > MAX_EVENTS_TIMEOUT_MS {
         return Err(fault(format!("the parameter timeout_ms can be {MAX_EVENTS_TIMEOUT_MS} at most")));
     }
     Ok(Action::GetCgroupEvents(asked))
+}
+
+/// `window_ms=T`, optional.
+fn diagnosis_query(query: &str) -> Result<Action, Fault> {
+    let mut asked = DiagnosisQuery { window_ms: DIAGNOSIS_MS };
+    for (key, value) in parameters(query, &["window_ms"])? {
+        asked.window_ms = window(whole(key, value)?)?;
+    }
+    Ok(Action::GetCgroupDiagnosis(asked))
+}
+
+/// `quota=Q|max&period=P&cpus=SET&window_ms=T`, all optional.
+fn what_if_query(query: &str) -> Result<Action, Fault> {
+    let mut asked = WhatIfQuery { bandwidth: None, cpus: None, window_ms: WHAT_IF_MS };
+    let (mut quota, mut period) = (None, None);
+    for (key, value) in parameters(query, &["quota", "period", "cpus", "window_ms"])? {
+        match key {
+            "quota" if value == "max" => quota = Some(None),
+            "quota" => quota = Some(Some(whole(key, value)?)),
+            "period" => period = Some(whole(key, value)?),
+            "cpus" => {
+                let cpus: CpuSet = value.parse().map_err(|error| parameter(key, &error))?;
+                asked.cpus = Some(cpus).filter(|cpus| !cpus.is_empty());
+            }
+            _ => asked.window_ms = window(whole(key, value)?)?,
+        }
+    }
+    asked.bandwidth = match (quota, period) {
+        (None, None) => None,
+        (None, Some(_)) => return Err(fault("the parameter period needs the parameter quota")),
+        (Some(quota), period) => {
+            let checked = Bandwidth::new(quota, period.unwrap_or(Bandwidth::default().period));
+            Some(checked.map_err(|error| fault(error.to_string()))?)
+        }
+    };
+    // Two periods at least: what is used in less says little.
+    let least = asked.bandwidth.map_or(0, |bandwidth| (2 * bandwidth.period).div_ceil(1000));
+    if asked.window_ms < least {
+        return Err(fault(format!("the parameter window_ms must be {least} at least, for two periods")));
+    }
+    Ok(Action::GetCgroupWhatIf(Box::new(asked)))
+}
+
+/// The parameters of a query, whose names must be among these.
+fn parameters<'a>(query: &'a str, names: &[&str]) -> Result<Vec<(&'a str, &'a str)>, Fault> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| match pair.split_once('=').unwrap_or((pair, "")) {
+            (key, value) if names.contains(&key) => Ok((key, value)),
+            (key, _) => {
+                let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+                let names = names.join(" or ");
+                Err(fault(format!("unknown parameter `{key}` in the query, expected {names}")))
+            }
+        })
+        .collect()
+}
+
+fn whole(key: &str, value: &str) -> Result<u64, Fault> {
+    value.parse().map_err(|_| fault(format!("the parameter {key} is `{value}`; it must be a whole number")))
+}
+
+fn parameter(key: &str, error: &dyn std::fmt::Display) -> Fault {
+    fault(format!("the parameter {key}: {error}"))
+}
+
+fn window(ms: u64) -> Result<u64, Fault> {
+    if WINDOWS_MS.contains(&ms) {
+        return Ok(ms);
+    }
+    let (least, most) = (WINDOWS_MS.start(), WINDOWS_MS.end());
+    Err(fault(format!("the parameter window_ms must be {least} to {most}")))
 }
 
 fn put_machine_config(input: &Input<'_>) -> Result<Request, Fault> {

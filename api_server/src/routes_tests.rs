@@ -162,7 +162,6 @@ fn what_comes_later_is_refused_by_name() {
         (Method::DELETE, "/drives/a", ""),
         (Method::PUT, "/pmem/a", "{}"),
         (Method::PATCH, "/balloon/hinting/start", ""),
-        (Method::GET, "/cgroup/diagnosis?window_ms=5", ""),
     ] {
         let text = refused(method.clone(), path, body);
         assert!(text.starts_with(method.as_str()) && text.ends_with("is not supported yet."), "{text}");
@@ -175,5 +174,45 @@ fn no_route_is_there_twice() {
         let path = route.path.replace(['{', '}'], "");
         let first = ROUTES.iter().position(|other| other.matches(&route.method, &path).is_some());
         assert_eq!(first, Some(index), "{} {}", route.method, route.path);
+    }
+}
+
+#[test]
+fn questions_that_take_time_are_read() {
+    let diagnosis = |window_ms| Action::GetCgroupDiagnosis(DiagnosisQuery { window_ms });
+    let what_if = |bandwidth, cpus: Option<&str>, window_ms| {
+        let cpus = cpus.map(|cpus| cpus.parse().unwrap());
+        Action::GetCgroupWhatIf(Box::new(WhatIfQuery { bandwidth, cpus, window_ms }))
+    };
+    let quota = |quota, period| Some(Bandwidth { quota, period });
+    for (path, action) in [
+        ("/cgroup/diagnosis", diagnosis(1000)),
+        ("/cgroup/diagnosis?window_ms=60000", diagnosis(60_000)),
+        ("/cgroup/what-if", what_if(None, None, 2000)),
+        (
+            "/cgroup/what-if?quota=50000&cpus=0-1,3",
+            what_if(quota(Some(50_000), 100_000), Some("0-1,3"), 2000),
+        ),
+        ("/cgroup/what-if?quota=max&cpus=", what_if(quota(None, 100_000), None, 2000)),
+        ("/cgroup/what-if?period=1000&quota=1000", what_if(quota(Some(1000), 1000), None, 2000)),
+    ] {
+        assert!(action.takes_time());
+        assert_eq!(ask(Method::GET, path, ""), Ok(action.into()), "{path}");
+    }
+    for (path, words) in [
+        ("/cgroup/diagnosis?window_ms=99", "100 to 60000"),
+        ("/cgroup/diagnosis?window_ms=60001", "100 to 60000"),
+        ("/cgroup/diagnosis?window=5", "`window`"),
+        ("/cgroup/what-if?quota=999", "999"),
+        ("/cgroup/what-if?quota=-1", "`-1`"),
+        ("/cgroup/what-if?quota=5000&period=999", "999"),
+        ("/cgroup/what-if?quota=5000&period=1000001", "1000001"),
+        ("/cgroup/what-if?period=5000", "quota"),
+        ("/cgroup/what-if?cpus=3-1", "3-1"),
+        ("/cgroup/what-if?cpus=x", "cpus"),
+        ("/cgroup/what-if?quota=5000&period=1000000&window_ms=1999", "2000 at least"),
+    ] {
+        let text = refused(Method::GET, path, "");
+        assert!(text.contains(words), "{path}: {text}");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Requests of all connections are handed on one at a time, in the order in which their last byte came; the next
 //! waits for the answer. So one connection's pipelined requests hold up others by one request at most, and only
-//! what the limits allow is in memory: a head, a body and a reply for each connection. Only requests for events, which
-//! may wait, hold up nobody.
+//! what the limits allow is in memory: a head, a body and a reply for each connection. Only requests whose
+//! answer takes time, such as those for events, hold up nobody.
 //!
 //! | what a client does | what it gets |
 //! | --- | --- |
@@ -427,10 +427,10 @@ impl Service {
         let request = routes::parse(method, path, &body).map_err(Refusal::Fault)?;
         drop(body);
         *deprecated = request.deprecated;
-        // Who waits for events must not hold up the others.
-        let _turn = match request.action {
-            Action::GetCgroupEvents(_) => None,
-            _ => Some(self.turn.lock().await),
+        // Who waits for events, say, must not hold up the others.
+        let _turn = match request.action.takes_time() {
+            true => None,
+            false => Some(self.turn.lock().await),
         };
         let (sender, answer) = oneshot::channel();
         self.handler.handle(request.action, Responder(sender));

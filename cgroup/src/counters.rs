@@ -246,5 +246,33 @@ fn schedstat(text: &str) -> Result<SchedStat, &str> {
     })
 }
 
+/// What all CPUs of the host did since it booted, in ticks of a length of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HostTime {
+    /// Ran something.
+    pub busy: u64,
+    /// Had something to run while the host's own host ran others.
+    pub stolen: u64,
+}
+
+/// The line `cpu` of `/proc/stat` (proc_stat(5)): user, nice, system, idle, iowait, irq, softirq, steal. Guest time is
+/// in user.
+pub(crate) fn host_time(text: &str) -> Result<HostTime, &str> {
+    let line = text.lines().next().unwrap_or_default();
+    let numbers: Vec<u64> =
+        line.split_whitespace().skip(1).map(number).collect::<Result<_, _>>().map_err(|_| line)?;
+    let [user, nice, system, _idle, _iowait, irq, softirq, stolen, ..] = numbers[..] else {
+        return Err(line);
+    };
+    let busy = [nice, system, irq, softirq].into_iter().fold(user, u64::saturating_add);
+    Ok(HostTime { busy, stolen })
+}
+
+/// v2's `cpu.max`: the quota, which may be `max`, and the period.
+pub(crate) fn cpu_max(text: &str) -> Result<(Option<u64>, u64), &str> {
+    let (quota, period) = text.trim().split_once(' ').ok_or(text)?;
+    Ok((limit(quota)?, number(period)?))
+}
+
 #[cfg(test)]
 mod tests;

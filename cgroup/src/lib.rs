@@ -74,10 +74,13 @@
 //! # What stays behind
 //! Controllers that were enabled in the `cgroup.subtree_control` of BASE stay enabled, as runc leaves them.
 
+mod account;
+mod bandwidth;
 mod build;
 mod cleaner;
 mod counters;
 mod cpuset;
+mod diagnosis;
 mod error;
 mod events;
 mod file;
@@ -91,13 +94,18 @@ mod path;
 mod plan;
 mod resources;
 mod settings;
+mod snapshot;
 mod stats;
 mod sums;
 mod tree;
+mod what_if;
 
+pub use account::{Account, Totals};
+pub use bandwidth::{Bandwidth, BandwidthError};
 pub use cleaner::{Cleaner, CleanerState};
-pub use counters::{DeviceTransfers, Pressure, SchedStat, Share, StatsError, Transfers};
+pub use counters::{DeviceTransfers, HostTime, Pressure, SchedStat, Share, StatsError, Transfers};
 pub use cpuset::{CpuSet, CpuSetError};
+pub use diagnosis::{Cause, Diagnosis, GroupDiagnosis, Verdict, diagnose};
 pub use error::Error;
 pub use events::{Event, EventKind, EventLog, EventNotifier};
 pub use file::FileError;
@@ -109,6 +117,8 @@ pub use path::{CgroupPath, GroupName, PathError};
 pub use plan::{Names, Plan, PlanError, Request, resolve, resolve_in};
 pub use resources::{Cpu, Memory, Owner, Pids, Resources};
 pub use settings::Scope;
+pub use snapshot::{Load, Snapshot, Threads};
 pub use stats::{CpuStats, GroupStats, IoStats, MemoryStats, Pressures, Stats, TotalTransfers};
 pub use sums::{CpuLimits, PERIOD, Sums, weight_from_shares};
 pub use tree::{Groups, Place, Role, Tree, TreeState};
+pub use what_if::{Hypothesis, Prediction, Range, Recorded, Sample, WhatIf, what_if};

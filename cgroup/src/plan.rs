@@ -1,6 +1,6 @@
 //! Choosing where the threads will live, without changing anything yet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -434,7 +434,7 @@ fn check_base(site: &Site, v2: bool) -> Result<(), PlanError> {
 }
 
 /// Whether a group of our name, if there, is empty and of a type that we can use.
-fn check_group(dir: &std::path::Path, is_sandbox: bool, v2: bool) -> Result<(), PlanError> {
+fn check_group(dir: &Path, is_sandbox: bool, v2: bool) -> Result<(), PlanError> {
     if !dir.is_dir() {
         return Ok(());
     }
@@ -455,9 +455,19 @@ fn check_group(dir: &std::path::Path, is_sandbox: bool, v2: bool) -> Result<(), 
     }
 }
 
-fn cgroup_type(dir: &std::path::Path) -> Result<Option<String>, FileError> {
+fn cgroup_type(dir: &Path) -> Result<Option<String>, FileError> {
     let path = dir.join("cgroup.type");
     if path.exists() { Ok(Some(file::read(&path)?.trim().to_owned())) } else { Ok(None) }
+}
+
+/// The CPUs that threads in `dir` may run on. Without the cpuset controller in it they are those of the nearest group
+/// that has it.
+pub(crate) fn effective_cpus(files: &dyn Files, dir: &Path) -> Option<CpuSet> {
+    dir.ancestors().find_map(|dir| {
+        ["cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"]
+            .iter()
+            .find_map(|name| files.read(&dir.join(name)).ok()?.parse::<CpuSet>().ok())
+    })
 }
 
 /// The overhead group's CPUs, after checking that the base has those asked for.
@@ -469,14 +479,7 @@ pub(crate) fn overhead_cpus(
 ) -> Result<Option<CpuSet>, PlanError> {
     let Some(site) = sites.iter().find(|site| v2 || site.hierarchy.has("cpuset")) else { return Ok(None) };
     let base = site.dir(&site.base);
-    // Without the cpuset controller in the base itself, its CPUs are those of the nearest group that has it.
-    let Some(available) = base.ancestors().find_map(|dir| {
-        ["cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"]
-            .iter()
-            .find_map(|name| files.read(&dir.join(name)).ok()?.parse::<CpuSet>().ok())
-    }) else {
-        return Ok(None);
-    };
+    let Some(available) = effective_cpus(files, &base) else { return Ok(None) };
     for (what, asked) in [("containers' CPUs", &sums.vcpus.cpus), ("overhead's CPUs", &sums.overhead.cpus)] {
         if let Some(asked) = asked.as_ref().filter(|asked| !asked.is_subset(&available)) {
             let (asked, base) = (asked.clone(), base.display().to_string());

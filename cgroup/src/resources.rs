@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::cpuset::CpuSet;
 
 /// The kernel's bounds of a CFS period in microseconds.
-const PERIODS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
+pub(crate) const PERIODS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
 
 /// Whose resources: not every field means something for both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

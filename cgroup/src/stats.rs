@@ -1,7 +1,7 @@
 //! What the groups used, and what they waited for. Times are microseconds on v1, too, where the kernel counts in
 //! nanoseconds and ticks.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -162,27 +162,37 @@ impl Layout {
     }
 
     /// The site with a controller, and the group of everything there, which may be the base.
-    fn whole(&self, controller: &str) -> Option<(&Site, &CgroupPath)> {
+    pub(crate) fn whole(&self, controller: &str) -> Option<(&Site, &CgroupPath)> {
         let site = self.site(controller)?;
         Some((site, site.sandbox.as_ref().unwrap_or(&site.base)))
     }
 
-    fn group(&self, scope: Scope) -> Result<GroupStats, StatsError> {
-        let place = |controller| {
-            let site = self.site(controller)?;
-            let group = if scope == Scope::Vcpus { &site.vcpus } else { &site.overhead };
-            Some((group.clone(), site.dir(group)))
-        };
-        let Some((path, dir)) = place("cpu") else { return Ok(GroupStats::default()) };
-        if self.v2 {
-            return Ok(GroupStats { path: Some(path), cpu: cpu_v2(&dir)?, pressure: pressures(&dir)? });
+    pub(crate) fn group(&self, scope: Scope) -> Result<GroupStats, StatsError> {
+        let Some((path, dir)) = self.place(scope, "cpu") else { return Ok(GroupStats::default()) };
+        let pressure = if self.v2 { pressures(&dir)? } else { Pressures::default() };
+        Ok(GroupStats { path: Some(path.clone()), cpu: self.cpu(scope)?, pressure })
+    }
+
+    /// CPU time of one of the two groups of threads.
+    ///
+    /// # Errors
+    /// When a file that is there refuses or does not follow the kernel's format, naming it.
+    pub fn cpu(&self, scope: Scope) -> Result<CpuStats, StatsError> {
+        match self.place(scope, "cpu") {
+            None => Ok(CpuStats::default()),
+            Some((_, dir)) if self.v2 => cpu_v2(&dir),
+            Some((_, dir)) => {
+                let accounts = self.place(scope, "cpuacct").map(|(_, dir)| dir);
+                cpu_v1(&dir, accounts.as_deref(), ticks_per_second())
+            }
         }
-        let accounts = place("cpuacct").map(|(_, dir)| dir);
-        Ok(GroupStats {
-            path: Some(path),
-            cpu: cpu_v1(&dir, accounts.as_deref(), ticks_per_second())?,
-            pressure: Pressures::default(),
-        })
+    }
+
+    /// One of the two groups of threads, and its directory with a controller's files.
+    pub(crate) fn place(&self, scope: Scope, controller: &str) -> Option<(&CgroupPath, PathBuf)> {
+        let site = self.site(controller)?;
+        let group = if scope == Scope::Vcpus { &site.vcpus } else { &site.overhead };
+        Some((group, site.dir(group)))
     }
 
     fn io(&self) -> Result<IoStats, StatsError> {
@@ -195,7 +205,7 @@ impl Layout {
     }
 }
 
-fn cpu_v2(dir: &Path) -> Result<CpuStats, StatsError> {
+pub(crate) fn cpu_v2(dir: &Path) -> Result<CpuStats, StatsError> {
     let keys = ["usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec"];
     let values = counters::read(&dir.join("cpu.stat"), |text| counters::keyed(text, keys))?;
     let [usage_usec, user_usec, system_usec, nr_periods, nr_throttled, throttled_usec] =
@@ -204,7 +214,7 @@ fn cpu_v2(dir: &Path) -> Result<CpuStats, StatsError> {
 }
 
 /// `tick` is how many of `cpuacct.stat`'s units make a second (USER_HZ).
-fn cpu_v1(cpu: &Path, accounts: Option<&Path>, ticks: u64) -> Result<CpuStats, StatsError> {
+pub(crate) fn cpu_v1(cpu: &Path, accounts: Option<&Path>, ticks: u64) -> Result<CpuStats, StatsError> {
     let keys = ["nr_periods", "nr_throttled", "throttled_time"];
     let [nr_periods, nr_throttled, throttled] =
         counters::read(&cpu.join("cpu.stat"), |text| counters::keyed(text, keys))?.unwrap_or_default();

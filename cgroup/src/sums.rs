@@ -13,9 +13,9 @@ pub const PERIOD: u64 = 100_000;
 /// What a container without shares counts.
 const DEFAULT_SHARES: u64 = 1024;
 /// The kernel refuses quotas below 1 ms ...
-const MIN_QUOTA: u64 = 1_000;
+pub(crate) const MIN_QUOTA: u64 = 1_000;
 /// ... and above 2^44 - 1 us (kernel/sched: max_bw_runtime_us), which no machine can use up anyhow.
-const MAX_QUOTA: u64 = (1 << 44) - 1;
+pub(crate) const MAX_QUOTA: u64 = (1 << 44) - 1;
 
 /// CPU limits of one group.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

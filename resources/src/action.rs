@@ -27,6 +27,24 @@ pub struct EventsQuery {
     pub timeout_ms: u64,
 }
 
+/// How long to look before saying what holds the microVM back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiagnosisQuery {
+    /// In milliseconds.
+    pub window_ms: u64,
+}
+
+/// Which limits of the vCPUs are asked about. What is `None` is as it is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WhatIfQuery {
+    /// The quota.
+    pub bandwidth: Option<cgroup::Bandwidth>,
+    /// The CPUs.
+    pub cpus: Option<cgroup::CpuSet>,
+    /// How long to record what they use, in milliseconds.
+    pub window_ms: u64,
+}
+
 /// Everything that can be asked of a microVM, whoever asks and in whatever way.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
@@ -54,6 +72,10 @@ pub enum Action {
     GetPrometheus,
     /// What happened to the groups.
     GetCgroupEvents(EventsQuery),
+    /// What holds the microVM back.
+    GetCgroupDiagnosis(DiagnosisQuery),
+    /// What other limits would do.
+    GetCgroupWhatIf(Box<WhatIfQuery>),
 
     /// All limits anew.
     PutCgroup(Box<CgroupSection>),
@@ -160,6 +182,8 @@ impl Action {
             | Self::GetCgroupStats
             | Self::GetPrometheus
             | Self::GetCgroupEvents(_)
+            | Self::GetCgroupDiagnosis(_)
+            | Self::GetCgroupWhatIf(_)
             | Self::PutCgroup(_)
             | Self::PatchCgroup(_)
             | Self::PatchOverhead(_)
@@ -191,6 +215,11 @@ impl Action {
             | Self::FlushMetrics
             | Self::SendCtrlAltDel => Phase::AfterStart,
         }
+    }
+
+    /// Whether the answer may be a while in coming, so that others must not wait for it.
+    pub fn takes_time(&self) -> bool {
+        matches!(self, Self::GetCgroupEvents(_) | Self::GetCgroupDiagnosis(_) | Self::GetCgroupWhatIf(_))
     }
 
     /// Whether this can be asked of a microVM that was, or was not, started.

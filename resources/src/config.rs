@@ -210,6 +210,8 @@ impl MicrovmConfig {
             | Action::GetCgroupStats
             | Action::GetPrometheus
             | Action::GetCgroupEvents(_)
+            | Action::GetCgroupDiagnosis(_)
+            | Action::GetCgroupWhatIf(_)
             | Action::Start
             | Action::SetVmState(_)
             | Action::FlushMetrics

@@ -23,10 +23,14 @@ mod observability;
 mod rate_limiter;
 mod vsock;
 
-pub use action::{Action, EventsQuery, Fault, Outcome, Phase, PhaseError, Reply, VmState};
+pub use action::{
+    Action, DiagnosisQuery, EventsQuery, Fault, Outcome, Phase, PhaseError, Reply, VmState, WhatIfQuery,
+};
 pub use balloon::{Balloon, BalloonPatch, BalloonStatsPatch};
 pub use boot_source::BootSource;
 pub use cgroup_section::{CgroupPatch, CgroupSection, CgroupVersion, Container, Driver, check_container_id};
+// For those who may not know `cgroup`.
+pub use cgroup::{Bandwidth, CpuSet};
 pub use chain::chain;
 pub use config::{ConfigError, MicrovmConfig, NotYet, from_json};
 pub use cpu_config::{Bitmap, CpuConfig, CpuidModifier, MsrModifier, Number, Register, RegisterModifier};

@@ -72,6 +72,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub metrics_path: Option<PathBuf>,
 
+    /// File or FIFO for a report at the end, however it comes, kills included: exit code or signal, whether it
+    /// was a kill for memory, peak memory and CPU time as a line of JSON; not with the driver "none"
+    #[arg(long, value_name = "FILE")]
+    pub exit_report: Option<PathBuf>,
+
     /// Largest body of a request to the API, in bytes
     #[arg(long, default_value_t = PAYLOAD, value_name = "BYTES")]
     pub http_api_max_payload_size: usize,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use api_server::Responder;
 use cgroup::{EventKind, EventLog, EventNotifier, StatsError};
 use event_manager::{EventOps, Events, MutEventSubscriber};
-use resources::{CgroupSection, EventsQuery, Reply, chain};
+use resources::{CgroupSection, DiagnosisQuery, EventsQuery, Reply, WhatIfQuery, chain};
 use serde_json::{Value, json};
 use vmm_sys_util::epoll::EventSet;
 
@@ -16,6 +16,7 @@ use crate::alarm::Alarm;
 use crate::event_loop::{EventLoop, register};
 use crate::metrics::METRICS;
 use crate::placement::Placement;
+use crate::windows::Windows;
 use crate::{prometheus, threads};
 
 /// How often a limit that waits for memory to be freed is tried.
@@ -48,7 +49,8 @@ pub struct LiveGroups {
     /// Set when there may be new events. `None` where the kernel does not tell.
     news: Option<Rc<Cell<bool>>>,
     waiters: Vec<Waiter>,
-    /// Rings at the earliest of the times below and of those of the waiters.
+    windows: Windows,
+    /// Rings at the earliest of the times below and of those of the waiters and windows.
     alarm: Alarm,
     retry_at: Option<Instant>,
     check_at: Option<Instant>,
@@ -77,6 +79,7 @@ impl LiveGroups {
             events,
             begun: Instant::now(),
             waiters: Vec::new(),
+            windows: Windows::new(),
             alarm: Alarm::new(event_loop)?,
             retry_at: None,
             check_at: news.is_none().then(|| Instant::now() + POLL),
@@ -135,6 +138,18 @@ impl LiveGroups {
         self.set_alarm();
     }
 
+    /// Answers a client that asks what holds the microVM back, when it has been seen.
+    pub fn diagnose(&mut self, query: DiagnosisQuery, responder: Responder) {
+        self.windows.diagnose(query, self.limits.layout(), responder);
+        self.set_alarm();
+    }
+
+    /// Answers a client that asks what other limits would do, when it has been seen what the vCPUs use.
+    pub fn what_if(&mut self, query: WhatIfQuery, responder: Responder) {
+        self.windows.what_if(query, self.limits.layout(), responder);
+        self.set_alarm();
+    }
+
     /// Does what its time has come for. To be called after each turn of the event loop.
     pub fn tend(&mut self) {
         let news = self.news.as_ref().is_some_and(|news| news.take());
@@ -162,6 +177,7 @@ impl LiveGroups {
         for waiter in self.waiters.extract_if(.., |waiter| waiter.until <= now).collect::<Vec<_>>() {
             waiter.responder.send(Ok(Reply::Json(self.events_since(waiter.since))));
         }
+        self.windows.tend(now, self.limits.layout());
         self.set_alarm();
     }
 
@@ -197,7 +213,7 @@ impl LiveGroups {
     }
 
     fn set_alarm(&self) {
-        let times = [self.retry_at, self.check_at].into_iter().flatten();
+        let times = [self.retry_at, self.check_at, self.windows.next()].into_iter().flatten();
         if let Some(next) = times.chain(self.waiters.iter().map(|waiter| waiter.until)).min() {
             // A timer of zero would never ring.
             let least = Duration::from_millis(1);

@@ -56,6 +56,8 @@ impl<'a> Controller<'a> {
     pub fn answer(&mut self, action: Action, responder: Responder, event_loop: &mut EventLoop) {
         match (&action, &mut self.groups) {
             (Action::GetCgroupEvents(query), Some(groups)) => groups.tell(*query, responder),
+            (Action::GetCgroupDiagnosis(query), Some(groups)) => groups.diagnose(*query, responder),
+            (Action::GetCgroupWhatIf(query), Some(groups)) => groups.what_if((**query).clone(), responder),
             _ => responder.send(self.handle(action, event_loop)),
         }
     }
@@ -84,7 +86,9 @@ impl<'a> Controller<'a> {
                 stats.map(Reply::Json).map_err(fault)
             }
             Action::GetPrometheus => self.groups.as_ref().ok_or_else(no_groups)?.prometheus().map_err(fault),
-            Action::GetCgroupEvents(_) => Err(no_groups()),
+            Action::GetCgroupEvents(_) | Action::GetCgroupDiagnosis(_) | Action::GetCgroupWhatIf(_) => {
+                Err(no_groups())
+            }
             action @ (Action::PutCgroup(_)
             | Action::PatchCgroup(_)
             | Action::PatchOverhead(_)

@@ -44,13 +44,15 @@ fn launch() -> Result<Code, Failure> {
         None => {
             let order = read_order(&args).map_err(|error| Failure::configuration(&error))?;
             order.filters.hide_backtraces();
-            let placed = Image::open()
-                .and_then(|image| Placement::establish(&image, &args.id, &order)?.exec(&image, &order));
+            let placed = Image::open().and_then(|image| {
+                let report = args.exit_report.as_deref();
+                Placement::establish(&image, &args.id, &order, report)?.exec(&image, &order)
+            });
             (placed.map_err(|error| Failure::configuration(&error))?, order)
         }
     };
     let result = session::run(&args, order, &placement);
-    placement.dissolve();
+    placement.dissolve(result.as_ref().map_or_else(|failure| failure.code, |code| *code));
     result
 }
 

@@ -9,16 +9,19 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use resources::{CgroupSection, CgroupVersion, Driver, InstanceId, MicrovmConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::descriptors::{self, Descriptors, HandoverError};
-use crate::exit::chain;
+use crate::exit::{Code, chain};
+use crate::exit_report::Pending;
 use crate::metrics::METRICS;
 use crate::reaper::{self, Link, ReaperError};
 use crate::seccomp::Filters;
+use crate::sink::{self, SinkError};
 use crate::vcpu::Enter;
 
 /// Name of the descriptor of the link to the reaper; the others are the cgroups'.
@@ -36,6 +39,15 @@ pub enum PlacementError {
     /// The reaper is missing.
     #[error(transparent)]
     Reaper(#[from] ReaperError),
+    /// The report would have nobody to write it.
+    #[error(
+        "--exit-report: it is written by the process that removes the groups, and with \"driver\": \"none\" in the \
+         section cgroup there is none; leave one of the two out"
+    )]
+    NoReporter,
+    /// The report's file.
+    #[error("--exit-report")]
+    Report(#[from] SinkError),
     /// The state could not be handed on.
     #[error(transparent)]
     Handover(#[from] HandoverError),
@@ -104,14 +116,26 @@ struct State {
 }
 
 impl Placement {
-    /// Makes the groups, joins them with the calling thread, which is the only one, and starts the reaper.
-    pub fn establish(image: &Image, id: &InstanceId, order: &Order) -> Result<Self, PlacementError> {
+    /// Makes the groups, joins them with the calling thread, which is the only one, and starts the reaper, which
+    /// writes a report to `report` in the end.
+    pub fn establish(
+        image: &Image,
+        id: &InstanceId,
+        order: &Order,
+        report: Option<&Path>,
+    ) -> Result<Self, PlacementError> {
         let section = &order.config.cgroup;
         if section.driver == Driver::None {
-            return Ok(Self::Unplaced);
+            return if report.is_some() { Err(PlacementError::NoReporter) } else { Ok(Self::Unplaced) };
         }
+        let report = report.map(sink::open).transpose()?;
         let plan = cgroup::resolve(&request(id, section)?)?;
         let (tree, limits, cleaner) = plan.create()?;
+        let report = report.map(|file| {
+            let account = limits.layout().account();
+            let account = account.inspect_err(|error| log::warn!("exit report: {}", chain(error))).ok();
+            Pending { file: file.into(), account }
+        });
         let in_force = limits.in_force();
         for limit in &in_force.unapplied {
             log::warn!("a limit could not be applied: {limit}");
@@ -125,7 +149,7 @@ impl Placement {
             }
             return Err(error.into());
         }
-        let reaper = reaper::start(image.as_fd(), id.as_str(), cleaner, &order.filters)?;
+        let reaper = reaper::start(image.as_fd(), id.as_str(), cleaner, report, &order.filters)?;
         Ok(Self::Placed { tree: Arc::new(tree), limits: Box::new(limits), reaper })
     }
 
@@ -192,11 +216,11 @@ impl Placement {
         }
     }
 
-    /// Leaves the groups and has them removed. Every other thread has ended.
-    pub fn dissolve(self) {
+    /// Leaves the groups and has them removed. Every other thread has ended, and the process is to end with `code`.
+    pub fn dissolve(self, code: Code) {
         if let Self::Placed { tree, reaper, .. } = self {
             drop(tree);
-            reaper.finish();
+            reaper.finish(code);
         }
     }
 }

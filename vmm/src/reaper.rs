@@ -17,13 +17,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::console;
 use crate::descriptors::{self, Descriptors, HandoverError};
-use crate::exit::chain;
+use crate::exit::{Code, chain};
+use crate::exit_report::{Ending, Pending};
 use crate::seccomp::{Filters, Role, SeccompError};
 
 /// Names of the descriptors that a reaper is given, beside those of its [`cgroup::Cleaner`].
 const LINK: &str = "reaper.link";
 const PIDFD: &str = "reaper.pidfd";
 const TERMINAL: &str = "reaper.terminal";
+const REPORT: &str = "reaper.report";
 
 /// How long a group that was just left may still be busy.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -31,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long we wait for the reaper to answer: longer than it may take on a slow host.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// The bytes that are said on the link.
+/// The bytes that are said on the link. The exit code follows the second.
 const READY: u8 = b'R';
 const FINISH: u8 = b'F';
 
@@ -63,6 +65,8 @@ struct State {
     id: String,
     pid: i32,
     cleaner: cgroup::CleanerState,
+    /// For the report, where there is to be one.
+    account: Option<cgroup::Account>,
     filters: Filters,
 }
 
@@ -83,12 +87,13 @@ impl Link {
         (self.stream.into(), self.pid)
     }
 
-    /// Has everything removed, and returns when it is. The process finds itself where it was started.
-    pub fn finish(mut self) {
+    /// Has everything removed, and returns when it is. The process finds itself where it was started, and is to end
+    /// with `code`.
+    pub fn finish(mut self, code: Code) {
         let finished = self
             .stream
             .set_read_timeout(Some(ANSWER))
-            .and_then(|()| self.stream.write_all(&[FINISH]))
+            .and_then(|()| self.stream.write_all(&[FINISH, code as u8]))
             .and_then(|()| self.stream.read_to_end(&mut Vec::new()));
         match finished {
             // It ends with the link; a zombie would be left to whoever is init here.
@@ -100,17 +105,23 @@ impl Link {
 }
 
 /// Starts the reaper, which `image` is executed for, and waits until it is ready. The calling thread is in the
-/// overhead group already, and so is the reaper from its birth. Without a reaper the groups are left and removed.
+/// overhead group already, and so is the reaper from its birth. It writes `report` in the end. Without a reaper the groups
+/// are left and removed.
 pub fn start(
     image: BorrowedFd<'_>,
     id: &str,
     cleaner: cgroup::Cleaner,
+    report: Option<Pending>,
     filters: &Filters,
 ) -> Result<Link, ReaperError> {
     let (cleaner, fds) = cleaner.into_parts();
-    let state =
-        State { id: id.to_owned(), pid: std::process::id().cast_signed(), cleaner, filters: filters.clone() };
     let mut given = Descriptors::from_iter(fds);
+    let account = report.and_then(|Pending { file, account }| {
+        given.insert(REPORT.to_owned(), file);
+        account
+    });
+    let pid = std::process::id().cast_signed();
+    let state = State { id: id.to_owned(), pid, cleaner, account, filters: filters.clone() };
     spawn(image, &state, &mut given).inspect_err(|_| {
         let removed = cgroup::Cleaner::from_parts(state.cleaner, given.into_iter().collect())
             .and_then(|cleaner| cleaner.leave_and_remove(PATIENCE));
@@ -166,23 +177,31 @@ pub fn run(fd: RawFd) -> Result<(), ReaperError> {
     };
     let terminal = given.remove(TERMINAL);
     let settings = terminal.as_ref().and_then(|fd| console::terminal_settings(fd.as_fd()));
+    let report = given.remove(REPORT).map(|file| Pending { file, account: state.account });
     let cleaner = cgroup::Cleaner::from_parts(state.cleaner, given.into_iter().collect())?;
     let mut link = UnixStream::from(link);
     let failed = |doing| move |source| ReaperError::Start { doing, source };
     state.filters.install(Role::Reaper)?;
     link.write_all(&[READY]).map_err(failed("answer"))?;
-    let asked = matches!(link.read(&mut [0]), Ok(1));
-    if asked {
+    let mut said = [0; 2];
+    // Of a process that was killed the link just ends.
+    let _ = link.read_exact(&mut said);
+    let ending = if let [FINISH, code] = said {
         // It lives on, without its guest: out with it.
         if let Err(error) = cleaner.move_out(state.pid) {
             log::warn!("{}", chain(&error));
         }
+        Ending::Exit(code.into())
     } else {
         // The link also ends a moment before the process does.
         wait(pidfd.as_fd());
         if let (Some(fd), Some(settings)) = (&terminal, &settings) {
             let _ = console::set_terminal(fd.as_fd(), settings);
         }
+        Ending::of(state.pid, pidfd.as_fd())
+    };
+    if let Some(report) = report {
+        report.write(&state.id, state.pid, ending);
     }
     if let Err(error) = cleaner.leave_and_remove(PATIENCE) {
         log::warn!("{}", chain(&error));
@@ -191,7 +210,7 @@ pub fn run(fd: RawFd) -> Result<(), ReaperError> {
 }
 
 /// Waits for the end of the process behind `pidfd`.
-fn wait(pidfd: BorrowedFd<'_>) {
+pub fn wait(pidfd: BorrowedFd<'_>) {
     let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one pollfd, which lives through the call.
     while unsafe { libc::poll(&raw mut poll, 1, -1) } < 0
@@ -199,7 +218,7 @@ fn wait(pidfd: BorrowedFd<'_>) {
     {}
 }
 
-fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     match RawFd::try_from(fd) {

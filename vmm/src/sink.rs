@@ -56,12 +56,18 @@ pub fn open(path: &Path) -> Result<File, SinkError> {
     }
 }
 
+impl From<File> for Sink {
+    /// Of what [`open`] opened, maybe in another process.
+    fn from(file: File) -> Self {
+        let is_file = file.metadata().is_ok_and(|data| data.is_file());
+        Self { file, rest: (!is_file).then(Mutex::default) }
+    }
+}
+
 impl Sink {
     /// Opens `path` to append lines to it.
     pub fn open(path: &Path) -> Result<Self, SinkError> {
-        let file = open(path)?;
-        let is_file = file.metadata().is_ok_and(|data| data.is_file());
-        Ok(Self { file, rest: (!is_file).then(Mutex::default) })
+        open(path).map(Self::from)
     }
 
     /// Its descriptor, the same as long as it lives.

@@ -85,6 +85,16 @@ pub fn loads() -> Result<(Vec<Load>, BTreeMap<&'static str, RoleLoad>), StatsErr
     Ok((loads, roles))
 }
 
+/// What each thread did and waited for by its id: vCPUs', and all others'.
+pub fn scheds() -> Result<(cgroup::Threads, cgroup::Threads), StatsError> {
+    let (mut vcpus, mut others) = (cgroup::Threads::new(), cgroup::Threads::new());
+    for Thread { tid, role, folder, .. } in scan(None).threads {
+        let threads = if role == "vcpu" { &mut vcpus } else { &mut others };
+        threads.extend(SchedStat::of(&folder)?.map(|stat| (tid, stat)));
+    }
+    Ok((vcpus, others))
+}
+
 /// All threads, and those of them that are not where they belong.
 #[derive(Debug, Serialize)]
 pub struct Threads {

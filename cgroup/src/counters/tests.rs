@@ -89,3 +89,21 @@ fn an_error_names_the_file_and_a_missing_file_is_none() {
     assert!(SchedStat::of(Path::new("/proc/self")).unwrap().is_some());
     assert!(SchedStat::of(dir.path()).unwrap().is_none());
 }
+
+#[test]
+fn time_of_the_host() {
+    let text = "cpu  10 1 5 100 7 2 3 40 9 0\ncpu0 1 1 1 1 1 1 1 1 1 1\nintr 5\n";
+    assert_eq!(host_time(text), Ok(HostTime { busy: 21, stolen: 40 }));
+    for bad in ["", "cpu 1 2 3", "cpu a b c d e f g h"] {
+        host_time(bad).unwrap_err();
+    }
+}
+
+#[test]
+fn quotas() {
+    assert_eq!(cpu_max("max 100000\n"), Ok((None, 100_000)));
+    assert_eq!(cpu_max("20000 100000\n"), Ok((Some(20_000), 100_000)));
+    for bad in ["", "max", "-1 100000", "1 2 3"] {
+        cpu_max(bad).unwrap_err();
+    }
+}

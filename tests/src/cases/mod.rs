@@ -6,6 +6,7 @@ mod blk;
 mod boots;
 mod cgroup_live;
 mod demo;
+mod exit_report;
 mod fctools;
 mod fs;
 mod host_selfcheck;
@@ -18,6 +19,7 @@ mod placement;
 mod readme;
 mod seccomp;
 mod vhost_user;
+mod why;
 
 pub use demo::DEMO;
 
@@ -44,6 +46,8 @@ pub fn all() -> Vec<&'static Case> {
         pci::CASES,
         placement::CASES,
         cgroup_live::CASES,
+        exit_report::CASES,
+        why::CASES,
     ]
     .into_iter()
     .flatten()

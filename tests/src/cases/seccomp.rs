@@ -33,11 +33,11 @@ fn violation(ctx: &Ctx) -> Result<(), Failure> {
         .cgroup(json!({ "parent": pod.path() }))
         .steps("hello+wait")
         .flag("--seccomp-filter")
-        .flag(&policy.to_string_lossy())
+        .flag(&policy)
         .flag("--log-path")
-        .flag(&log.to_string_lossy())
+        .flag(&log)
         .flag("--metrics-path")
-        .flag(&metrics.to_string_lossy())
+        .flag(&metrics)
         .from_caller(&caller)?;
     let declared = machine.declaration();
     let (mut vm, api) = machine.serve()?;

@@ -4,6 +4,7 @@ use super::{Api, Group, PATIENCE, Tap};
 use crate::case::{Ctx, Failure};
 use crate::check;
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -26,7 +27,7 @@ pub struct Machine {
     config: Value,
     steps: String,
     extra_args: String,
-    flags: Vec<String>,
+    flags: Vec<OsString>,
     doors: Vec<File>,
     silent: bool,
 }
@@ -112,9 +113,9 @@ impl Machine {
         self
     }
 
-    /// Adds a flag to the command line.
-    pub fn flag(mut self, flag: &str) -> Self {
-        self.flags.push(flag.to_owned());
+    /// Adds a flag, or the value of the one before, to the command line.
+    pub fn flag(mut self, flag: impl Into<OsString>) -> Self {
+        self.flags.push(flag.into());
         self
     }
 

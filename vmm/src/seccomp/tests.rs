@@ -55,7 +55,11 @@ fn for_others(role: Role) -> Vec<Call> {
         Role::Api => vec![kvm_run, tun, open, unix, ring],
         Role::Vcpu => vec![tun, set_owner, open, unix, ring],
         Role::Io => vec![kvm_run, tun, open, unix],
-        Role::Reaper => vec![kvm_run, tun, open, unix, ring, unlink],
+        Role::Reaper => {
+            let write = ("openat", libc::SYS_openat, [NO_FD, 0, libc::O_WRONLY as usize, 0]);
+            let signal = ("pidfd_send_signal", libc::SYS_pidfd_send_signal, [NO_FD, 9, 0, 0]);
+            vec![kvm_run, tun, write, signal, unix, ring, unlink]
+        }
     }
 }
 
@@ -79,7 +83,9 @@ fn allowed(role: Role) -> Vec<(Call, i32)> {
         }
         Role::Reaper => {
             let rmdir = [NO_FD, 0, libc::AT_REMOVEDIR as usize, 0];
-            vec![(("unlinkat", libc::SYS_unlinkat, rmdir), libc::EFAULT)]
+            let ask = (("pidfd_send_signal", libc::SYS_pidfd_send_signal, [NO_FD, 0, 0, 0]), libc::EBADF);
+            let open = (("openat", libc::SYS_openat, [NO_FD, 0, 0, 0]), libc::EFAULT);
+            vec![(("unlinkat", libc::SYS_unlinkat, rmdir), libc::EFAULT), ask, open, ioctl(0xc040_ff0b)]
         }
     });
     all

@@ -3,6 +3,7 @@
 mod groups;
 mod show;
 mod stats;
+mod why;
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Read, Write};
@@ -69,6 +70,27 @@ enum Command {
         /// Wait for more until it is interrupted
         #[arg(long)]
         follow: bool,
+    },
+    /// Why it is slow: what holds the vCPUs, and Pinfold's other threads, back
+    Why {
+        /// Milliseconds for which to look
+        #[arg(long, default_value_t = 1000)]
+        window_ms: u64,
+    },
+    /// What other limits would do to the vCPUs, by what they use now; what is not given is as in force
+    WhatIf {
+        /// Microseconds of CPU time in each period, 1000 or more, or max for no limit
+        #[arg(long)]
+        quota: Option<String>,
+        /// The period in microseconds, 1000 to 1000000; 100000 by default
+        #[arg(long, requires = "quota")]
+        period: Option<u64>,
+        /// The CPUs to run on, such as 0-3,7
+        #[arg(long)]
+        cpus: Option<String>,
+        /// Milliseconds for which to record what the vCPUs use
+        #[arg(long, default_value_t = 2000)]
+        window_ms: u64,
     },
     /// Stop the vCPUs
     Pause,
@@ -152,7 +174,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let client = Client::new(&args.api_sock);
-    let get = |path| client.request(&Method::GET, path, None);
+    let get = |path: &str| client.request(&Method::GET, path, None);
     let send = |method, path: &str, body: Value| client.request(&method, path, Some(body.to_string()));
     let (reply, show): (_, fn(&Value) -> String) = match &args.command {
         Command::Threads => (get("/cgroup/threads")?, show::threads),
@@ -174,6 +196,13 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         Command::Stats { interval } => return watch(args, &client, *interval, Some(1)),
         Command::Top { interval, count } => return watch(args, &client, *interval, *count),
         Command::Events { since, follow } => return events(args, &client, *since, *follow),
+        Command::Why { window_ms } => {
+            (get(&format!("/cgroup/diagnosis?window_ms={window_ms}"))?, why::diagnosis)
+        }
+        Command::WhatIf { quota, period, cpus, window_ms } => {
+            let path = why::question(quota.as_deref(), *period, cpus.as_deref(), *window_ms);
+            (get(&path)?, why::what_if)
+        }
         Command::Pause => (send(Method::PATCH, "/vm", json!({ "state": "Paused" }))?, show::pretty),
         Command::Resume => (send(Method::PATCH, "/vm", json!({ "state": "Resumed" }))?, show::pretty),
         Command::Stop => {
