@@ -41,6 +41,15 @@ fn restore() {
     }
 }
 
+/// The same for a signal handler that does not return: where the terminal is being changed just now, it does nothing.
+pub fn restore_at_the_end() {
+    if let Ok(raw) = RAW.try_lock()
+        && let Some((fd, settings)) = &*raw
+    {
+        let _ = set_terminal(fd.as_fd(), settings);
+    }
+}
+
 /// While it lives, the terminal on standard input, if it is one, hands us every key as it is pressed. It is put
 /// back on drop and on panic; after a SIGKILL the reaper does it.
 pub struct RawTerminal(());

@@ -1,4 +1,5 @@
 use std::ffi::c_void;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
 use super::*;
@@ -69,11 +70,15 @@ fn allowed(role: Role) -> Vec<(Call, i32)> {
     let write = (("write", libc::SYS_write, [NO_FD, 0, 0, 0]), libc::EBADF);
     let epoll =
         (("epoll_ctl", libc::SYS_epoll_ctl, [NO_FD, libc::EPOLL_CTL_DEL as usize, 0, 0]), libc::EBADF);
-    let mut all = vec![write, ioctl(0x5401)];
+    // Anybody may panic, and leaves the terminal as it was. A wait by ppoll is a drive's.
+    let mut all = vec![write, ioctl(0x5401), ioctl(0x5402)];
+    if matches!(role, Role::Main | Role::Io) {
+        all.push((("ppoll", libc::SYS_ppoll, [NO_FD, 1, 0, 0]), libc::EFAULT));
+    }
     all.extend(match role {
         Role::Main => {
             let open = (("openat", libc::SYS_openat, [NO_FD, 0, 0, 0]), libc::EFAULT);
-            vec![epoll, ioctl(0xaf01), ioctl(0x4004_54d0), ioctl(0x5402), open]
+            vec![epoll, ioctl(0xaf01), ioctl(0x4004_54d0), open]
         }
         Role::Api => vec![epoll, (("accept4", libc::SYS_accept4, [NO_FD, 0, 0, 0]), libc::EBADF)],
         Role::Vcpu => vec![ioctl(0xae80), ioctl(0x4008_ae6a)],
@@ -96,10 +101,10 @@ fn forbidden(role: Role) -> Vec<Call> {
 }
 
 /// Runs the test `child` in a process of its own, which gets the filter of `role` and makes the calls.
-fn child_of(role: Role, case: Option<usize>) -> Output {
+fn child_of(role: Role, case: &str) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "seccomp::tests::child", "--nocapture", "--ignored", "--test-threads=1"]);
-    command.env(ROLE, role.name()).env(CASE, case.map_or(String::new(), |case| case.to_string()));
+    command.env(ROLE, role.name()).env(CASE, case);
     command.env_remove("RUST_BACKTRACE").output().unwrap()
 }
 
@@ -109,6 +114,16 @@ fn make((_, number, [a, b, c, d]): Call) -> i32 {
     match unsafe { libc::syscall(number, a, b, c, d) } {
         -1 => io::Error::last_os_error().raw_os_error().unwrap(),
         _ => 0,
+    }
+}
+
+/// Reads from an address that is there and that nobody may read from.
+fn fault() {
+    let (length, flags) = (4096, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, which is not memory to the compiler; the process ends of reading it, as it should.
+    unsafe {
+        let page = libc::mmap(std::ptr::null_mut(), length, libc::PROT_NONE, flags, -1, 0);
+        page.cast::<u8>().read_volatile();
     }
 }
 
@@ -130,8 +145,15 @@ fn child() {
         (0..16).for_each(|_| block.extend_from_within(..));
         drop(block);
         log::error!("a line");
-        if let Ok(case) = case.parse::<usize>() {
-            make(forbidden(role)[case]);
+        match case.as_str() {
+            // A panic in a release build: the hook's line, and abort.
+            "panic" => {
+                let _ = std::panic::catch_unwind(|| panic!("a panic"));
+                std::process::abort();
+            }
+            "fault" => fault(),
+            "" => {}
+            index => _ = make(forbidden(role)[index.parse::<usize>().unwrap()]),
         }
         // These two are no threads that end before their process.
         if matches!(role, Role::Main | Role::Reaper) {
@@ -144,7 +166,7 @@ fn child() {
 #[test]
 fn what_a_role_may_do_it_can() {
     for role in Role::ALL {
-        let output = child_of(role, None);
+        let output = child_of(role, "");
         assert!(output.status.success(), "{role:?}: {output:?}");
     }
 }
@@ -153,7 +175,7 @@ fn what_a_role_may_do_it_can() {
 fn what_a_role_may_not_do_ends_the_process_with_148_and_a_line_that_names_it() {
     for role in Role::ALL {
         for (index, (name, number, [a, b, c, _])) in forbidden(role).into_iter().enumerate() {
-            let output = child_of(role, Some(index));
+            let output = child_of(role, &index.to_string());
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(148), "{role:?}, {name}: {stderr}");
             let line = stderr.lines().find(|line| line.starts_with("pinfold: the thread")).unwrap();
@@ -164,6 +186,19 @@ fn what_a_role_may_not_do_ends_the_process_with_148_and_a_line_that_names_it() {
             );
             assert!(line.starts_with(&wanted), "{line}");
             assert!(line.contains(&format!("with the arguments {a:#x} {b:#x} {c:#x};")), "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_and_a_fault_end_the_process_as_without_a_filter() {
+    for role in Role::ALL {
+        for (case, signal, says) in [("panic", libc::SIGABRT, "a panic"), ("fault", libc::SIGSEGV, "a line")]
+        {
+            let output = child_of(role, case);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.signal(), Some(signal), "{role:?}, {case}: {stderr}");
+            assert!(stderr.contains(says) && !stderr.contains("system call"), "{role:?}, {case}: {stderr}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The kernel sends the thread a SIGSYS instead of doing what it was asked. The handler says which thread, which call
 //! and from where, and ends the process; the reaper removes the groups, as after a SIGKILL. It interrupts whatever the
-//! thread was doing, so it takes no lock, allocates nothing, and makes only calls that every filter allows.
+//! thread was doing, so it waits for no lock, allocates nothing, and makes only calls that every filter allows.
 
 use std::cell::Cell;
 use std::fmt::{self, Write};
@@ -85,6 +85,8 @@ extern "C" fn on_sigsys(_: libc::c_int, info: *const Fault, context: *const libc
         let _ = write!(line, "{{\"utc_timestamp_ms\":{now},\"seccomp\":{{\"num_faults\":1}}}}");
         say(fd, &line);
     }
+    // Without cgroups there is no reaper to do it. The lines above are for the terminal as it is.
+    console::restore_at_the_end();
     // SAFETY: it takes no pointer and does not return.
     unsafe { libc::_exit(Code::BadSyscall as libc::c_int) };
 }
