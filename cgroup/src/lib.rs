@@ -11,14 +11,14 @@
 //! 7. in the end leaves and removes what was made ([`Cleaner`]).
 //!
 //! ```no_run
-//! use cgroup::{Names, Request, Resources, Role, VersionChoice, resolve};
+//! use cgroup::{Names, Parent, Request, Resources, Role, VersionChoice, resolve};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let container: Resources =
 //!     serde_json::from_str(r#"{"cpu":{"quota":200000},"memory":{"limit":419430400}}"#)?;
 //! let (tree, mut limits, cleaner) = resolve(&Request {
 //!     version: VersionChoice::Auto,
-//!     parent: Some("/kubepods/pod1".parse()?),
+//!     parent: Some(Parent::Existing("/kubepods/pod1".parse()?)),
 //!     names: Names {
 //!         sandbox: "kata-sandbox".parse()?,
 //!         vcpus: "kata-sandbox-vcpus".parse()?,
@@ -86,11 +86,13 @@ mod layout;
 mod limits;
 #[cfg(test)]
 mod numbers;
+mod parent;
 mod parts;
 mod path;
 mod plan;
 mod resources;
 mod settings;
+mod sites;
 mod stats;
 mod sums;
 mod tree;
@@ -104,10 +106,11 @@ pub use file::FileError;
 pub use hierarchy::{Hierarchies, HierarchyError, VersionChoice};
 pub use layout::Layout;
 pub use limits::{ChangeError, LimitInForce, Limits, LimitsInForce};
+pub use parent::Parent;
 pub use parts::PartsError;
 pub use path::{CgroupPath, GroupName, PathError};
 pub use plan::{Names, Plan, PlanError, Request, resolve, resolve_in};
-pub use resources::{Cpu, Memory, Owner, Pids, Resources};
+pub use resources::{Cpu, Memory, Owner, Pids, Resources, deserialize_period};
 pub use settings::Scope;
 pub use stats::{CpuStats, GroupStats, IoStats, MemoryStats, Pressures, Stats, TotalTransfers};
 pub use sums::{CpuLimits, PERIOD, Sums, weight_from_shares};

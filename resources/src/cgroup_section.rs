@@ -61,7 +61,7 @@ pub struct CgroupSection {
     /// The pod's cgroup, below which the sandbox is made: a path such as `/kubepods/pod1`. It must exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// A bundle's config.json.
+    /// A bundle's config.json, or its folder: it gives what is not declared here. It is read once, at the launch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oci_spec: Option<PathBuf>,
     /// Name of the group of the whole microVM.
@@ -186,12 +186,6 @@ impl CgroupSection {
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         if self.driver == Driver::Systemd {
             return Err(("driver", "\"systemd\" is not supported yet; say \"cgroupfs\"".to_owned()));
-        }
-        if self.oci_spec.is_some() {
-            return Err((
-                "oci_spec",
-                "is not supported yet; name the parent and list the containers".to_owned(),
-            ));
         }
         if self.size_vm {
             return Err(("size_vm", "is not supported yet; set vcpu_count and mem_size_mib".to_owned()));

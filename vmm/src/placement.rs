@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use resources::{CgroupSection, CgroupVersion, Driver, InstanceId, MicrovmConfig};
@@ -30,8 +31,16 @@ pub enum PlacementError {
     #[error("cgroup")]
     Cgroup(#[from] cgroup::Error),
     /// The parent's name is not a path.
-    #[error("cgroup.parent: {0}")]
-    Parent(String),
+    #[error("cgroup.parent")]
+    Parent(#[source] cgroup::PathError),
+    /// Neither is that in the OCI specification.
+    #[error("cgroup.oci_spec: linux.cgroupsPath of {path}", path = .path.display())]
+    CgroupsPath {
+        /// The section's field.
+        path: PathBuf,
+        /// What is wrong.
+        source: cgroup::PathError,
+    },
     /// The reaper is missing.
     #[error(transparent)]
     Reaper(#[from] ReaperError),
@@ -85,6 +94,8 @@ pub enum Placement {
 pub struct Order {
     /// The microVM as declared so far.
     pub config: MicrovmConfig,
+    /// `linux.cgroupsPath` of the OCI specification.
+    pub cgroups_path: Option<String>,
     /// Whether to start it at once.
     pub start: bool,
     /// The metadata for the guest.
@@ -102,15 +113,12 @@ struct State {
 
 impl Placement {
     /// Makes the groups, joins them with the calling thread, which is the only one, and starts the reaper.
-    pub fn establish(
-        image: &Image,
-        id: &InstanceId,
-        section: &CgroupSection,
-    ) -> Result<Self, PlacementError> {
+    pub fn establish(image: &Image, id: &InstanceId, order: &Order) -> Result<Self, PlacementError> {
+        let section = &order.config.cgroup;
         if section.driver == Driver::None {
             return Ok(Self::Unplaced);
         }
-        let plan = cgroup::resolve(&request(id, section)?)?;
+        let plan = cgroup::resolve(&request(id, section, order.cgroups_path.as_deref())?)?;
         let (tree, limits, cleaner) = plan.create()?;
         let in_force = limits.in_force();
         for limit in &in_force.unapplied {
@@ -202,10 +210,18 @@ impl Placement {
 }
 
 /// What to ask the crate `cgroup` for.
-fn request(id: &InstanceId, section: &CgroupSection) -> Result<cgroup::Request, PlacementError> {
-    let parent = section.parent.as_ref().map(|parent| {
-        parent.parse::<cgroup::CgroupPath>().map_err(|error| PlacementError::Parent(chain(&error)))
-    });
+fn request(
+    id: &InstanceId,
+    section: &CgroupSection,
+    cgroups_path: Option<&str>,
+) -> Result<cgroup::Request, PlacementError> {
+    let parent = match (&section.parent, cgroups_path) {
+        (Some(parent), _) => Some(cgroup::Parent::Existing(parent.parse().map_err(PlacementError::Parent)?)),
+        (None, Some(text)) => Some(cgroup::Parent::of_cgroups_path(text).map_err(|source| {
+            PlacementError::CgroupsPath { path: section.oci_spec.clone().unwrap_or_default(), source }
+        })?),
+        (None, None) => None,
+    };
     Ok(cgroup::Request {
         id: id.to_string(),
         version: match section.version {
@@ -213,7 +229,7 @@ fn request(id: &InstanceId, section: &CgroupSection) -> Result<cgroup::Request, 
             CgroupVersion::V1 => cgroup::VersionChoice::V1,
             CgroupVersion::V2 => cgroup::VersionChoice::V2,
         },
-        parent: parent.transpose()?,
+        parent,
         names: cgroup::Names {
             sandbox: section.sandbox_name.clone(),
             vcpus: section.vcpus_name.clone(),
