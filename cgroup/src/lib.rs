@@ -71,6 +71,9 @@
 //! threads are placed there when BASE exists there, else left alone. The v2 hierarchy of a hybrid system is
 //! left alone when v1 is used, for the same reason.
 //!
+//! With the systemd driver BASE is a scope ([`start_scope`]). Nothing stays in its own group, which on v2 could hand
+//! no controllers on otherwise: building starts with our sandbox group, to which the process moves first.
+//!
 //! # What stays behind
 //! Controllers that were enabled in the `cgroup.subtree_control` of BASE stay enabled, as runc leaves them.
 
@@ -91,6 +94,7 @@ mod parts;
 mod path;
 mod plan;
 mod resources;
+mod scope;
 mod settings;
 mod sites;
 mod stats;
@@ -109,8 +113,9 @@ pub use limits::{ChangeError, LimitInForce, Limits, LimitsInForce};
 pub use parent::Parent;
 pub use parts::PartsError;
 pub use path::{CgroupPath, GroupName, PathError};
-pub use plan::{Names, Plan, PlanError, Request, resolve, resolve_in};
+pub use plan::{Names, Plan, PlanError, Request, has_own_base, resolve, resolve_in};
 pub use resources::{Cpu, Memory, Owner, Pids, Resources, deserialize_period};
+pub use scope::{Manager, ScopeError, ScopeName, ScopeNameError, is_scope_form, start_scope};
 pub use settings::Scope;
 pub use stats::{CpuStats, GroupStats, IoStats, MemoryStats, Pressures, Stats, TotalTransfers};
 pub use sums::{CpuLimits, PERIOD, Sums, weight_from_shares};

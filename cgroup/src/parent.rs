@@ -1,6 +1,7 @@
 //! The group to build in, as it is named from outside.
 
 use crate::path::{CgroupPath, PathError};
+use crate::scope::is_scope_form;
 
 /// Where relative paths of OCI specifications start.
 const HOME: &str = "/pinfold";
@@ -12,6 +13,9 @@ pub enum Parent {
     Existing(CgroupPath),
     /// What is missing of it is made, and removed at the end if nobody else is in it.
     Made(CgroupPath),
+    /// systemd's scope, which this process was moved to. What systemd does not make, such as the groups of v1's
+    /// cpuset, is made; and what it makes it removes.
+    Scope(CgroupPath),
 }
 
 impl Parent {
@@ -34,14 +38,9 @@ impl Parent {
     #[must_use]
     pub fn path(&self) -> &CgroupPath {
         match self {
-            Self::Existing(path) | Self::Made(path) => path,
+            Self::Existing(path) | Self::Made(path) | Self::Scope(path) => path,
         }
     }
-}
-
-/// Whether a text has the systemd driver's form, `slice:prefix:name`.
-fn is_scope_form(text: &str) -> bool {
-    !text.starts_with('/') && text.split(':').count() == 3
 }
 
 #[cfg(test)]

@@ -162,6 +162,8 @@ impl Site {
 #[derive(Debug)]
 pub struct Plan {
     pub(crate) v2: bool,
+    /// Whether the base is a scope that this process is in.
+    pub(crate) in_scope: bool,
     pub(crate) sites: Vec<Site>,
     pub(crate) sums: Sums,
     /// CPUs of the overhead group when they differ from the base's.
@@ -187,6 +189,15 @@ pub fn resolve(request: &Request) -> Result<Plan, Error> {
 /// As [`resolve`].
 pub fn resolve_in(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, Error> {
     Ok(plan(hierarchies, request)?)
+}
+
+/// Whether without a parent our own group would be the base.
+#[must_use]
+pub fn has_own_base(hierarchies: &Hierarchies, version: VersionChoice, names: &Names) -> bool {
+    hierarchies.choose(version).is_ok_and(|chosen| match chosen {
+        Chosen::V2(v2) => sites::own(&[v2], names, true).is_ok(),
+        Chosen::V1(all) => sites::own(&all, names, false).is_ok(),
+    })
 }
 
 fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError> {
@@ -219,7 +230,8 @@ fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError>
     }
     let overhead_cpus = overhead_cpus(&Kernel, &sites, &sums, v2)?;
     let never = never_applied(&request.containers, request.overhead.as_ref());
-    Ok(Plan { v2, sites, sums, overhead_cpus, unapplied, never })
+    let in_scope = matches!(request.parent, Some(Parent::Scope(_)));
+    Ok(Plan { v2, in_scope, sites, sums, overhead_cpus, unapplied, never })
 }
 
 /// What was asked for that Pinfold never applies.

@@ -48,7 +48,7 @@ fn below(hierarchy: &Hierarchy, parent: &Parent, names: &Names, v2: bool) -> Res
     let path = parent.path();
     let (base, between) = match parent {
         Parent::Existing(path) => (path.clone(), Vec::new()),
-        Parent::Made(path) => split(hierarchy, path),
+        Parent::Made(path) | Parent::Scope(path) => split(hierarchy, path),
     };
     let dir = hierarchy.dir(&base).filter(|dir| dir.is_dir()).ok_or_else(|| PlanError::ParentMissing {
         path: path.clone(),

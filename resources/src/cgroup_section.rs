@@ -26,12 +26,12 @@ pub enum CgroupVersion {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
-    /// `cgroupfs`, until there is another.
+    /// The one whose form the parent has; without a parent systemd where it runs, unless our own group will do.
     #[default]
     Auto,
     /// Pinfold makes directories in cgroupfs.
     Cgroupfs,
-    /// systemd makes a transient scope.
+    /// systemd makes a transient scope, in which Pinfold makes directories.
     Systemd,
     /// Nobody: the threads stay where Pinfold was started. The explicit opt-out.
     None,
@@ -58,7 +58,8 @@ pub struct CgroupSection {
     /// Who makes the groups.
     #[serde(default)]
     pub driver: Driver,
-    /// The pod's cgroup, below which the sandbox is made: a path such as `/kubepods/pod1`. It must exist.
+    /// The pod's cgroup, below which the sandbox is made: a path such as `/kubepods/pod1`, which must exist, or a
+    /// scope of systemd's, as `slice:prefix:name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
     /// A bundle's config.json, or its folder: it gives what is not declared here. It is read once, at the launch.
@@ -184,9 +185,6 @@ impl CgroupSection {
 
     /// What is wrong with the values, as the field and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
-        if self.driver == Driver::Systemd {
-            return Err(("driver", "\"systemd\" is not supported yet; say \"cgroupfs\"".to_owned()));
-        }
         if self.size_vm {
             return Err(("size_vm", "is not supported yet; set vcpu_count and mem_size_mib".to_owned()));
         }

@@ -9,12 +9,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use resources::{CgroupSection, CgroupVersion, Driver, InstanceId, MicrovmConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::base::{self, BaseError};
 use crate::descriptors::{self, Descriptors, HandoverError};
 use crate::exit::chain;
 use crate::metrics::METRICS;
@@ -30,17 +30,9 @@ pub enum PlacementError {
     /// The groups could not be made or joined.
     #[error("cgroup")]
     Cgroup(#[from] cgroup::Error),
-    /// The parent's name is not a path.
-    #[error("cgroup.parent")]
-    Parent(#[source] cgroup::PathError),
-    /// Neither is that in the OCI specification.
-    #[error("cgroup.oci_spec: linux.cgroupsPath of {path}", path = .path.display())]
-    CgroupsPath {
-        /// The section's field.
-        path: PathBuf,
-        /// What is wrong.
-        source: cgroup::PathError,
-    },
+    /// There is no group to build in.
+    #[error(transparent)]
+    Base(#[from] BaseError),
     /// The reaper is missing.
     #[error(transparent)]
     Reaper(#[from] ReaperError),
@@ -118,7 +110,12 @@ impl Placement {
         if section.driver == Driver::None {
             return Ok(Self::Unplaced);
         }
-        let plan = cgroup::resolve(&request(id, section, order.cgroups_path.as_deref())?)?;
+        let mut request = request(id, section);
+        // As they were before a scope is made: at the end we go back to where we were started.
+        let hierarchies =
+            cgroup::Hierarchies::discover().map_err(|error| cgroup::Error::Plan(error.into()))?;
+        request.parent = base::choose(id, section, order.cgroups_path.as_deref(), &request, &hierarchies)?;
+        let plan = cgroup::resolve_in(&hierarchies, &request)?;
         let (tree, limits, cleaner) = plan.create()?;
         let in_force = limits.in_force();
         for limit in &in_force.unapplied {
@@ -209,27 +206,16 @@ impl Placement {
     }
 }
 
-/// What to ask the crate `cgroup` for.
-fn request(
-    id: &InstanceId,
-    section: &CgroupSection,
-    cgroups_path: Option<&str>,
-) -> Result<cgroup::Request, PlacementError> {
-    let parent = match (&section.parent, cgroups_path) {
-        (Some(parent), _) => Some(cgroup::Parent::Existing(parent.parse().map_err(PlacementError::Parent)?)),
-        (None, Some(text)) => Some(cgroup::Parent::of_cgroups_path(text).map_err(|source| {
-            PlacementError::CgroupsPath { path: section.oci_spec.clone().unwrap_or_default(), source }
-        })?),
-        (None, None) => None,
-    };
-    Ok(cgroup::Request {
+/// What to ask the crate `cgroup` for, but for the base.
+fn request(id: &InstanceId, section: &CgroupSection) -> cgroup::Request {
+    cgroup::Request {
         id: id.to_string(),
         version: match section.version {
             CgroupVersion::Auto => cgroup::VersionChoice::Auto,
             CgroupVersion::V1 => cgroup::VersionChoice::V1,
             CgroupVersion::V2 => cgroup::VersionChoice::V2,
         },
-        parent,
+        parent: None,
         names: cgroup::Names {
             sandbox: section.sandbox_name.clone(),
             vcpus: section.vcpus_name.clone(),
@@ -237,7 +223,7 @@ fn request(
         },
         containers: section.containers.iter().map(|container| container.resources.clone()).collect(),
         overhead: section.overhead.clone(),
-    })
+    }
 }
 
 /// Replaces this process by a new image of itself.

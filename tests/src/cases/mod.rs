@@ -16,6 +16,7 @@ mod own_base;
 mod pci;
 mod placement;
 mod readme;
+mod systemd;
 
 pub use demo::DEMO;
 
@@ -39,6 +40,7 @@ pub fn all() -> Vec<&'static Case> {
         own_base::CASES,
         pci::CASES,
         placement::CASES,
+        systemd::CASES,
         cgroup_live::CASES,
     ]
     .into_iter()
