@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use cgroup::{Cleaner, Names, Request, Resources, Role, Tree, resolve};
+use cgroup::{Cleaner, Names, Parent, Request, Resources, Role, Tree, resolve};
 
 fn main() -> Result<(), Box<dyn Error>> {
     if let Err(error) = run() {
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn run() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let version = serde_json::from_value(args.next().unwrap_or("auto".to_owned()).into())?;
-    let parent = args.next().map(|parent| parent.parse()).transpose()?;
+    let parent = args.next().map(|parent| parent.parse().map(Parent::Existing)).transpose()?;
     // The example of record: 2 CPUs and 400 MiB, 3 CPUs and 200 MiB; half a CPU and 64 MiB of overhead.
     let containers: Vec<Resources> = serde_json::from_str(
         r#"[{"cpu":{"shares":2048,"quota":200000,"period":100000},"memory":{"limit":419430400}},

@@ -29,6 +29,7 @@ pub(crate) struct Built {
 /// Makes the groups and sets their limits. On an error everything that was made is removed again.
 pub(crate) fn build(plan: &Plan) -> Result<Built, FileError> {
     let mut builder = Builder::default();
+    builder.in_scope = plan.in_scope;
     for site in &plan.sites {
         if plan.v2 { builder.v2(site)? } else { builder.v1(site)? }
     }
@@ -40,6 +41,8 @@ pub(crate) fn build(plan: &Plan) -> Result<Built, FileError> {
 struct Builder {
     created: Vec<PathBuf>,
     reused: BTreeSet<PathBuf>,
+    /// Whether the base is a scope that this process is in.
+    in_scope: bool,
     /// Why a controller could not be enabled.
     refused: BTreeMap<String, String>,
 }
@@ -47,7 +50,10 @@ struct Builder {
 impl Drop for Builder {
     fn drop(&mut self) {
         for dir in self.created.iter().rev() {
-            if let Err(error) = fs::remove_dir(dir) {
+            if let Err(error) = fs::remove_dir(dir)
+                // There systemd removes what we are in.
+                && !self.in_scope
+            {
                 log::warn!("cannot remove the group {} that was just made: {error}", dir.display());
             }
         }
@@ -68,6 +74,11 @@ impl Builder {
     }
 
     fn v2(&mut self, site: &Site) -> Result<(), FileError> {
+        if let Some(sandbox) = site.sandbox.as_ref().filter(|_| self.in_scope) {
+            let dir = site.dir(sandbox);
+            self.mkdir(&dir)?;
+            file::write(&dir.join("cgroup.procs"), "0")?;
+        }
         let mut above = site.dir(&site.base);
         for group in site.between.iter().chain(&site.sandbox) {
             self.enable(&above, &FOR_SANDBOX)?;

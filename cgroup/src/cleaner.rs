@@ -18,7 +18,7 @@ use crate::path::CgroupPath;
 use crate::plan::Site;
 
 /// Version of [`CleanerState`]; raised with every change of it.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// How long to wait before trying a busy group again: a group is busy for a moment after its last thread.
 const RETRY: Duration = Duration::from_millis(5);
 
@@ -33,11 +33,13 @@ pub(crate) struct Leftovers {
     remove: Vec<String>,
     /// Groups relative to it that others may share, innermost first: removed when empty.
     shared: Vec<String>,
+    /// Whether systemd removes all that is in the base, a scope, when the last process has left it or ended.
+    in_scope: bool,
 }
 
 impl Leftovers {
     /// `None` when there is nothing of ours in the hierarchy.
-    pub(crate) fn of(site: &Site) -> Option<Self> {
+    pub(crate) fn of(site: &Site, in_scope: bool) -> Option<Self> {
         let ours = site.ours();
         if ours.is_empty() {
             return None;
@@ -52,6 +54,7 @@ impl Leftovers {
             base: site.dir(&site.base),
             remove: ours.iter().rev().filter_map(relative).collect(),
             shared: site.between.iter().rev().filter_map(relative).collect(),
+            in_scope: in_scope && site.between.is_empty(),
         })
     }
 }
@@ -85,8 +88,8 @@ struct Part {
 }
 
 impl Cleaner {
-    pub(crate) fn open(sites: &[Site]) -> Result<Self, FileError> {
-        Self::of(sites.iter().filter_map(Leftovers::of))
+    pub(crate) fn open(sites: &[Site], in_scope: bool) -> Result<Self, FileError> {
+        Self::of(sites.iter().filter_map(|site| Leftovers::of(site, in_scope)))
     }
 
     fn of(leftovers: impl Iterator<Item = Leftovers>) -> Result<Self, FileError> {
@@ -145,6 +148,9 @@ impl Cleaner {
         let end = Instant::now() + deadline;
         let mut failure = None;
         for part in &self.parts {
+            if part.exits.is_empty() && part.leftovers.in_scope {
+                continue;
+            }
             let removed = part.leftovers.remove.iter().try_for_each(|group| part.remove(group, end));
             if let Err(error) = removed {
                 failure.get_or_insert(error);

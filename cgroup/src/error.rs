@@ -3,6 +3,7 @@
 use crate::file::FileError;
 use crate::parts::PartsError;
 use crate::plan::PlanError;
+use crate::scope::ScopeError;
 
 /// Why threads cannot be placed, or groups not be removed. Each text says what to do; its sources say what the
 /// kernel answered.
@@ -11,6 +12,9 @@ pub enum Error {
     /// There is no place for them.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// systemd has not made the scope.
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
     /// A file or directory of a group refused.
     #[error(transparent)]
     File(#[from] FileError),

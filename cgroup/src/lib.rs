@@ -11,14 +11,14 @@
 //! 7. in the end leaves and removes what was made ([`Cleaner`]).
 //!
 //! ```no_run
-//! use cgroup::{Names, Request, Resources, Role, VersionChoice, resolve};
+//! use cgroup::{Names, Parent, Request, Resources, Role, VersionChoice, resolve};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let container: Resources =
 //!     serde_json::from_str(r#"{"cpu":{"quota":200000},"memory":{"limit":419430400}}"#)?;
 //! let (tree, mut limits, cleaner) = resolve(&Request {
 //!     version: VersionChoice::Auto,
-//!     parent: Some("/kubepods/pod1".parse()?),
+//!     parent: Some(Parent::Existing("/kubepods/pod1".parse()?)),
 //!     names: Names {
 //!         sandbox: "kata-sandbox".parse()?,
 //!         vcpus: "kata-sandbox-vcpus".parse()?,
@@ -71,6 +71,9 @@
 //! threads are placed there when BASE exists there, else left alone. The v2 hierarchy of a hybrid system is
 //! left alone when v1 is used, for the same reason.
 //!
+//! With the systemd driver BASE is a scope ([`start_scope`]). Nothing stays in its own group, which on v2 could hand
+//! no controllers on otherwise: building starts with our sandbox group, to which the process moves first.
+//!
 //! # What stays behind
 //! Controllers that were enabled in the `cgroup.subtree_control` of BASE stay enabled, as runc leaves them.
 
@@ -89,11 +92,14 @@ mod layout;
 mod limits;
 #[cfg(test)]
 mod numbers;
+mod parent;
 mod parts;
 mod path;
 mod plan;
 mod resources;
+mod scope;
 mod settings;
+mod sites;
 mod snapshot;
 mod stats;
 mod sums;
@@ -112,10 +118,12 @@ pub use file::FileError;
 pub use hierarchy::{Hierarchies, HierarchyError, VersionChoice};
 pub use layout::Layout;
 pub use limits::{ChangeError, LimitInForce, Limits, LimitsInForce};
+pub use parent::Parent;
 pub use parts::PartsError;
 pub use path::{CgroupPath, GroupName, PathError};
-pub use plan::{Names, Plan, PlanError, Request, resolve, resolve_in};
-pub use resources::{Cpu, Memory, Owner, Pids, Resources};
+pub use plan::{Names, Plan, PlanError, Request, has_own_base, resolve, resolve_in};
+pub use resources::{Cpu, Memory, Owner, Pids, Resources, deserialize_period};
+pub use scope::{Manager, ScopeError, ScopeName, ScopeNameError, is_scope_form, start_scope};
 pub use settings::Scope;
 pub use snapshot::{Load, Snapshot, Threads};
 pub use stats::{CpuStats, GroupStats, IoStats, MemoryStats, Pressures, Stats, TotalTransfers};

@@ -7,15 +7,12 @@ use serde::{Deserialize, Serialize};
 use crate::cpuset::CpuSet;
 use crate::error::Error;
 use crate::file::{self, FileError, Files, Kernel};
-use crate::hierarchy::{Chosen, Hierarchies, Hierarchy, HierarchyError, VersionChoice, made_for_us};
+use crate::hierarchy::{Chosen, Hierarchies, Hierarchy, HierarchyError, VersionChoice};
+use crate::parent::Parent;
 use crate::path::{CgroupPath, GroupName, PathError};
 use crate::resources::{Owner, Resources};
+use crate::sites;
 use crate::sums::Sums;
-
-/// v1 controllers whose groups are per thread: the vCPUs get a group of their own.
-const PER_THREAD: [&str; 3] = ["cpu", "cpuacct", "cpuset"];
-/// v1 controllers that the pod must pay through: a base without one of those (where mounted) is refused.
-const ESSENTIAL: [&str; 4] = ["cpu", "cpuacct", "cpuset", "memory"];
 
 /// The names of our groups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,8 +31,8 @@ pub struct Names {
 pub struct Request {
     /// Which hierarchies to use.
     pub version: VersionChoice,
-    /// The group to build in; must exist. `None`: our own group, else `/pinfold/<id>`.
-    pub parent: Option<CgroupPath>,
+    /// The group to build in. `None`: our own group, else `/pinfold/<id>`.
+    pub parent: Option<Parent>,
     /// How our groups are called.
     pub names: Names,
     /// What the containers ask for: its sum limits the vCPU threads.
@@ -165,6 +162,8 @@ impl Site {
 #[derive(Debug)]
 pub struct Plan {
     pub(crate) v2: bool,
+    /// Whether the base is a scope that this process is in.
+    pub(crate) in_scope: bool,
     pub(crate) sites: Vec<Site>,
     pub(crate) sums: Sums,
     /// CPUs of the overhead group when they differ from the base's.
@@ -174,7 +173,7 @@ pub struct Plan {
     pub(crate) never: Vec<String>,
 }
 
-/// Finds the place for what is asked: the base, in this order, is the configured parent; our own group if a
+/// Finds the place for what is asked: the base, in this order, is the parent that was named; our own group if a
 /// runtime made it for the sandbox; `/pinfold/<id>` if we may. Changes nothing.
 ///
 /// # Errors
@@ -190,6 +189,15 @@ pub fn resolve(request: &Request) -> Result<Plan, Error> {
 /// As [`resolve`].
 pub fn resolve_in(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, Error> {
     Ok(plan(hierarchies, request)?)
+}
+
+/// Whether without a parent our own group would be the base.
+#[must_use]
+pub fn has_own_base(hierarchies: &Hierarchies, version: VersionChoice, names: &Names) -> bool {
+    hierarchies.choose(version).is_ok_and(|chosen| match chosen {
+        Chosen::V2(v2) => sites::own(&[v2], names, true).is_ok(),
+        Chosen::V1(all) => sites::own(&all, names, false).is_ok(),
+    })
 }
 
 fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError> {
@@ -208,10 +216,10 @@ fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError>
     let sums = Sums::of(&request.containers, request.overhead.as_ref());
     let mut unapplied = Vec::new();
     let sites = match &request.parent {
-        Some(parent) => configured(&all, parent, names, v2, &mut unapplied)?,
-        None => match own(&all, names, v2) {
+        Some(parent) => sites::named(&all, parent, names, v2, &mut unapplied)?,
+        None => match sites::own(&all, names, v2) {
             Ok(sites) => sites,
-            Err(reason) => last_resort(&all, request, v2, reason, &mut unapplied)?,
+            Err(reason) => sites::last_resort(&all, request, v2, reason, &mut unapplied)?,
         },
     };
     for site in &sites {
@@ -222,7 +230,8 @@ fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError>
     }
     let overhead_cpus = overhead_cpus(&Kernel, &sites, &sums, v2)?;
     let never = never_applied(&request.containers, request.overhead.as_ref());
-    Ok(Plan { v2, sites, sums, overhead_cpus, unapplied, never })
+    let in_scope = matches!(request.parent, Some(Parent::Scope(_)));
+    Ok(Plan { v2, in_scope, sites, sums, overhead_cpus, unapplied, never })
 }
 
 /// What was asked for that Pinfold never applies.
@@ -236,184 +245,6 @@ pub(crate) fn never_applied(containers: &[Resources], overhead: Option<&Resource
         fields.into_iter().map(move |f| format!("{f} of {whose} is never applied"))
     })
     .collect()
-}
-
-/// The sites of a base that is given from outside.
-fn configured(
-    all: &[&Hierarchy],
-    parent: &CgroupPath,
-    names: &Names,
-    v2: bool,
-    unapplied: &mut Vec<String>,
-) -> Result<Vec<Site>, PlanError> {
-    let mut sites = Vec::new();
-    for &hierarchy in all {
-        if !v2 && hierarchy.only_tracks() {
-            track(hierarchy, parent, &names.sandbox, &mut sites, unapplied);
-            continue;
-        }
-        let dir = hierarchy.dir(parent);
-        let fit = match &dir {
-            Some(dir) if dir.is_dir() => file::may_create_in(dir).map_err(PlanError::File),
-            _ => Err(PlanError::ParentMissing {
-                path: parent.clone(),
-                hierarchy: hierarchy.label(),
-                dir: dir.map_or_else(|| hierarchy.shown(), |dir| dir.display().to_string()),
-            }),
-        };
-        match fit {
-            Ok(()) => sites.push(site(hierarchy, parent, Vec::new(), names, v2)),
-            Err(error) if v2 || essential(hierarchy) => return Err(error),
-            // What other controllers lose is worth a word.
-            Err(_) => unapplied.push(format!(
-                "threads stay where they are in the {} hierarchy: {parent} is missing there, or not writable",
-                hierarchy.label()
-            )),
-        }
-    }
-    if sites.is_empty() {
-        let hierarchy = if v2 { "v2" } else { "v1" }.to_owned();
-        return Err(PlanError::ParentMissing {
-            path: parent.clone(),
-            hierarchy,
-            dir: "none fits".to_owned(),
-        });
-    }
-    Ok(sites)
-}
-
-/// Adds the site of a hierarchy without controllers. systemd moves every process that it finds in one of its
-/// units there into that unit's groups of all controllers, whenever it changes what controllers the unit has; so
-/// who only leaves those groups is brought back to its launcher's some day. What of `parent` is missing here is
-/// made, as other runtimes do.
-fn track(
-    hierarchy: &Hierarchy,
-    parent: &CgroupPath,
-    sandbox: &GroupName,
-    sites: &mut Vec<Site>,
-    unapplied: &mut Vec<String>,
-) {
-    let exists = |path: &CgroupPath| hierarchy.dir(path).is_some_and(|dir| dir.is_dir());
-    let (mut base, mut between) = (parent.clone(), Vec::new());
-    while !exists(&base) {
-        let Some(above) = base.parent() else { break };
-        between.insert(0, base);
-        base = above;
-    }
-    match hierarchy.dir(&base).map(|dir| file::may_create_in(&dir)) {
-        Some(Ok(())) => {
-            let home = parent.join(sandbox);
-            sites.push(Site {
-                hierarchy: hierarchy.clone(),
-                base,
-                between,
-                sandbox: Some(home.clone()),
-                vcpus: home.clone(),
-                overhead: home,
-            });
-        }
-        _ => unapplied.push(format!(
-            "threads stay where they are in the {} hierarchy, as {base} is out of sight there or not writable; \
-             systemd may move them to groups of its units",
-            hierarchy.label()
-        )),
-    }
-}
-
-/// The sites of our own group, or why it cannot be the base.
-fn own(all: &[&Hierarchy], names: &Names, v2: bool) -> Result<Vec<Site>, String> {
-    let mut sites = Vec::new();
-    for &hierarchy in all {
-        let label = hierarchy.label();
-        let strict = v2 || essential(hierarchy);
-        let Some(own) = hierarchy.own.as_ref().filter(|own| made_for_us(own)) else {
-            if strict {
-                let own = hierarchy.own.as_ref().map_or("out of sight", CgroupPath::as_str);
-                return Err(format!("our own group in {label} ({own}) was not made for a sandbox"));
-            }
-            continue;
-        };
-        if !v2 && !per_thread(hierarchy) {
-            // The process is where the runtime wanted it, and there it stays: nothing to make.
-            let base = own.clone();
-            let (vcpus, overhead) = (base.clone(), base.clone());
-            let hierarchy = hierarchy.clone();
-            sites.push(Site { hierarchy, base, between: Vec::new(), sandbox: None, vcpus, overhead });
-            continue;
-        }
-        let dir =
-            hierarchy.dir(own).ok_or_else(|| format!("our own group {own} is not mounted for {label}"))?;
-        file::may_create_in(&dir).map_err(|error| format!("in {label} we {error} ({})", error.answer()))?;
-        let mut site = site(hierarchy, own, Vec::new(), names, v2);
-        if v2 {
-            // Our own group is the threaded domain and plays the sandbox's part.
-            site.sandbox = None;
-            site.vcpus = own.join(&names.vcpus);
-            site.overhead = own.join(&names.overhead);
-        }
-        sites.push(site);
-    }
-    Ok(sites)
-}
-
-/// The sites of `/pinfold/<id>`.
-fn last_resort(
-    all: &[&Hierarchy],
-    request: &Request,
-    v2: bool,
-    own: String,
-    unapplied: &mut Vec<String>,
-) -> Result<Vec<Site>, PlanError> {
-    let root = CgroupPath::root();
-    let pinfold = root.join(&"pinfold".parse()?);
-    let home = pinfold.join(&request.id.parse()?);
-    let between = vec![pinfold, home.clone()];
-    let mut sites = Vec::new();
-    for &hierarchy in all {
-        if !v2 && hierarchy.only_tracks() {
-            track(hierarchy, &home, &request.names.sandbox, &mut sites, unapplied);
-            continue;
-        }
-        let fit = match hierarchy.dir(&root) {
-            Some(dir) => {
-                file::may_create_in(&dir).map_err(|error| format!("we {error} ({})", error.answer()))
-            }
-            None => Err(format!("the root of {} is not mounted ({})", hierarchy.label(), hierarchy.shown())),
-        };
-        match fit {
-            Ok(()) => sites.push(site(hierarchy, &root, between.clone(), &request.names, v2)),
-            Err(root) => return Err(PlanError::NoBase { own, root }),
-        }
-    }
-    Ok(sites)
-}
-
-fn site(hierarchy: &Hierarchy, base: &CgroupPath, between: Vec<CgroupPath>, names: &Names, v2: bool) -> Site {
-    let inner = between.last().unwrap_or(base);
-    let sandbox = inner.join(&names.sandbox);
-    let (vcpus, overhead) = if v2 {
-        (sandbox.join(&names.vcpus), sandbox.join(&names.overhead))
-    } else if per_thread(hierarchy) {
-        (inner.join(&names.vcpus), sandbox.clone())
-    } else {
-        (sandbox.clone(), sandbox.clone())
-    };
-    Site {
-        hierarchy: hierarchy.clone(),
-        base: base.clone(),
-        between,
-        sandbox: Some(sandbox),
-        vcpus,
-        overhead,
-    }
-}
-
-fn essential(hierarchy: &Hierarchy) -> bool {
-    ESSENTIAL.iter().any(|controller| hierarchy.has(controller))
-}
-
-fn per_thread(hierarchy: &Hierarchy) -> bool {
-    PER_THREAD.iter().any(|controller| hierarchy.has(controller))
 }
 
 /// Whether the type of the base (v2) lets our layout be built on it.

@@ -62,7 +62,7 @@ pub struct Cpu {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota: Option<i64>,
     /// Period in microseconds, 1000 to 1000000; missing and 0 mean 100000.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "period")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "deserialize_period")]
     pub period: Option<u64>,
     /// CPUs to run on; missing and empty mean any.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -216,7 +216,11 @@ fn asks(value: Option<&Value>) -> bool {
     }
 }
 
-fn period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+/// Reads a CFS period in microseconds, for `deserialize_with`.
+///
+/// # Errors
+/// When it is out of the kernel's range: 1000 to 1000000, or 0 for the default.
+pub fn deserialize_period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     match Option::<u64>::deserialize(deserializer)? {
         Some(us) if us != 0 && !PERIODS.contains(&us) => Err(de::Error::custom(format!(
             "cpu.period {us} is out of the kernel's range: {} to {} microseconds",

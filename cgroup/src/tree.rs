@@ -100,7 +100,7 @@ impl Plan {
     /// then. A limit whose controller is missing is no error but noted in [`Limits::in_force`].
     pub fn create(self) -> Result<(Tree, Limits, Cleaner), Error> {
         let built = build(&self)?;
-        let opened = self.doors().and_then(|doors| Ok((doors, Cleaner::open(&self.sites)?)));
+        let opened = self.doors().and_then(|doors| Ok((doors, Cleaner::open(&self.sites, self.in_scope)?)));
         let (doors, cleaner) = match opened {
             Ok(opened) => opened,
             Err(error) => {

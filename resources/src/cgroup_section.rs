@@ -26,12 +26,12 @@ pub enum CgroupVersion {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
-    /// `cgroupfs`, until there is another.
+    /// The one whose form the parent has; without a parent systemd where it runs, unless our own group will do.
     #[default]
     Auto,
     /// Pinfold makes directories in cgroupfs.
     Cgroupfs,
-    /// systemd makes a transient scope.
+    /// systemd makes a transient scope, in which Pinfold makes directories.
     Systemd,
     /// Nobody: the threads stay where Pinfold was started. The explicit opt-out.
     None,
@@ -58,10 +58,11 @@ pub struct CgroupSection {
     /// Who makes the groups.
     #[serde(default)]
     pub driver: Driver,
-    /// The pod's cgroup, below which the sandbox is made: a path such as `/kubepods/pod1`. It must exist.
+    /// The pod's cgroup, below which the sandbox is made: a path such as `/kubepods/pod1`, which must exist, or a
+    /// scope of systemd's, as `slice:prefix:name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// A bundle's config.json.
+    /// A bundle's config.json, or its folder: it gives what is not declared here. It is read once, at the launch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oci_spec: Option<PathBuf>,
     /// Name of the group of the whole microVM.
@@ -184,15 +185,6 @@ impl CgroupSection {
 
     /// What is wrong with the values, as the field and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
-        if self.driver == Driver::Systemd {
-            return Err(("driver", "\"systemd\" is not supported yet; say \"cgroupfs\"".to_owned()));
-        }
-        if self.oci_spec.is_some() {
-            return Err((
-                "oci_spec",
-                "is not supported yet; name the parent and list the containers".to_owned(),
-            ));
-        }
         if self.size_vm {
             return Err(("size_vm", "is not supported yet; set vcpu_count and mem_size_mib".to_owned()));
         }

@@ -251,7 +251,7 @@ impl MicrovmConfig {
     }
 
     /// Checks every value that can be judged without looking at the host.
-    fn check(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         self.machine_config.check().map_err(at("machine-config".to_owned()))?;
         self.cgroup.check().map_err(at("cgroup".to_owned()))?;
         if let Some(config) = &self.cpu_config {

@@ -20,6 +20,7 @@ mod machine;
 mod mmds;
 mod network;
 mod observability;
+mod oci_spec;
 mod rate_limiter;
 mod vsock;
 
@@ -42,5 +43,6 @@ pub use machine::{HugePages, MAX_VCPUS, MachineConfig, MachineConfigPatch};
 pub use mmds::{MmdsConfig, MmdsVersion};
 pub use network::{MacAddr, NetBackend, NetworkInterface, NetworkInterfacePatch, VhostMode};
 pub use observability::{LogLevel, Logger, Metrics, Serial};
+pub use oci_spec::OciSpec;
 pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use vsock::Vsock;

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use resources::{ConfigError, MicrovmConfig};
+use resources::{ConfigError, MicrovmConfig, OciSpec};
 use serde_json::Value;
 
 use crate::args::Args;
@@ -73,7 +73,7 @@ enum ReadError {
 
 /// Reads all that the command line names.
 fn read_order(args: &Args) -> Result<Order, ReadError> {
-    let config = match (&args.config_file, &args.cgroup) {
+    let mut config = match (&args.config_file, &args.cgroup) {
         (Some(path), _) => parse(path, &read(path)?)?,
         (None, Some(section)) => cgroup_section(section)?,
         (None, None) => MicrovmConfig::default(),
@@ -88,7 +88,20 @@ fn read_order(args: &Args) -> Result<Order, ReadError> {
         None if args.no_seccomp => Filters::Off,
         None => Filters::BuiltIn,
     };
-    Ok(Order { config, start: args.config_file.is_some(), metadata: metadata.transpose()?, filters })
+    let cgroups_path = take_up_spec(&mut config)?;
+    let start = args.config_file.is_some();
+    Ok(Order { config, cgroups_path, start, metadata: metadata.transpose()?, filters })
+}
+
+/// Takes up what the OCI specification that `config` names says, but for its `linux.cgroupsPath`, which is returned.
+fn take_up_spec(config: &mut MicrovmConfig) -> Result<Option<String>, ReadError> {
+    let Some(mut path) = config.cgroup.oci_spec.clone() else { return Ok(None) };
+    if path.is_dir() {
+        path.push("config.json");
+    }
+    let spec = OciSpec::from_json(&read(&path)?).map_err(|error| ReadError::Config(path.clone(), error))?;
+    config.take_up(&spec).map_err(|error| ReadError::Config(path, error))?;
+    Ok(spec.cgroups_path)
 }
 
 /// A microVM of which only the section `cgroup` is declared: as JSON text, or by a file that holds it.

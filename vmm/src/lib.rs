@@ -9,6 +9,7 @@
 mod alarm;
 mod api;
 mod args;
+mod base;
 mod cgroup_live;
 mod console;
 mod controller;

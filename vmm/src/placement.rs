@@ -15,6 +15,7 @@ use std::sync::Arc;
 use resources::{CgroupSection, CgroupVersion, Driver, InstanceId, MicrovmConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::base::{self, BaseError};
 use crate::descriptors::{self, Descriptors, HandoverError};
 use crate::exit::{Code, chain};
 use crate::exit_report::Pending;
@@ -33,9 +34,9 @@ pub enum PlacementError {
     /// The groups could not be made or joined.
     #[error("cgroup")]
     Cgroup(#[from] cgroup::Error),
-    /// The parent's name is not a path.
-    #[error("cgroup.parent: {0}")]
-    Parent(String),
+    /// There is no group to build in.
+    #[error(transparent)]
+    Base(#[from] BaseError),
     /// The reaper is missing.
     #[error(transparent)]
     Reaper(#[from] ReaperError),
@@ -98,6 +99,8 @@ pub enum Placement {
 pub struct Order {
     /// The microVM as declared so far.
     pub config: MicrovmConfig,
+    /// `linux.cgroupsPath` of the OCI specification.
+    pub cgroups_path: Option<String>,
     /// Whether to start it at once.
     pub start: bool,
     /// The metadata for the guest.
@@ -129,7 +132,12 @@ impl Placement {
             return if report.is_some() { Err(PlacementError::NoReporter) } else { Ok(Self::Unplaced) };
         }
         let report = report.map(sink::open).transpose()?;
-        let plan = cgroup::resolve(&request(id, section)?)?;
+        let mut request = request(id, section);
+        // As they were before a scope is made: at the end we go back to where we were started.
+        let hierarchies =
+            cgroup::Hierarchies::discover().map_err(|error| cgroup::Error::Plan(error.into()))?;
+        request.parent = base::choose(id, section, order.cgroups_path.as_deref(), &request, &hierarchies)?;
+        let plan = cgroup::resolve_in(&hierarchies, &request)?;
         let (tree, limits, cleaner) = plan.create()?;
         let report = report.map(|file| {
             let account = limits.layout().account();
@@ -225,19 +233,16 @@ impl Placement {
     }
 }
 
-/// What to ask the crate `cgroup` for.
-fn request(id: &InstanceId, section: &CgroupSection) -> Result<cgroup::Request, PlacementError> {
-    let parent = section.parent.as_ref().map(|parent| {
-        parent.parse::<cgroup::CgroupPath>().map_err(|error| PlacementError::Parent(chain(&error)))
-    });
-    Ok(cgroup::Request {
+/// What to ask the crate `cgroup` for, but for the base.
+fn request(id: &InstanceId, section: &CgroupSection) -> cgroup::Request {
+    cgroup::Request {
         id: id.to_string(),
         version: match section.version {
             CgroupVersion::Auto => cgroup::VersionChoice::Auto,
             CgroupVersion::V1 => cgroup::VersionChoice::V1,
             CgroupVersion::V2 => cgroup::VersionChoice::V2,
         },
-        parent: parent.transpose()?,
+        parent: None,
         names: cgroup::Names {
             sandbox: section.sandbox_name.clone(),
             vcpus: section.vcpus_name.clone(),
@@ -245,7 +250,7 @@ fn request(id: &InstanceId, section: &CgroupSection) -> Result<cgroup::Request, 
         },
         containers: section.containers.iter().map(|container| container.resources.clone()).collect(),
         overhead: section.overhead.clone(),
-    })
+    }
 }
 
 /// Replaces this process by a new image of itself.

@@ -15,6 +15,7 @@ fn base() -> (tempfile::TempDir, Leftovers) {
         base: dir.path().to_owned(),
         remove: names.map(str::to_owned).to_vec(),
         shared: vec!["pinfold".to_owned()],
+        in_scope: false,
     };
     (dir, leftovers)
 }

@@ -44,7 +44,7 @@ fn resolved(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanEr
 fn request(parent: Option<&str>) -> Request {
     Request {
         version: VersionChoice::Auto,
-        parent: parent.map(|parent| parent.parse().unwrap()),
+        parent: parent.map(|parent| Parent::Existing(parent.parse().unwrap())),
         names: Names {
             sandbox: "box".parse().unwrap(),
             vcpus: "vcpus".parse().unwrap(),
@@ -218,4 +218,35 @@ fn what_is_never_applied_is_said() {
             "cpu.burst of the overhead is never applied"
         ]
     );
+}
+
+fn made(path: &str) -> Request {
+    Request { parent: Some(Parent::Made(path.parse().unwrap())), ..request(None) }
+}
+
+#[test]
+fn what_is_missing_of_a_specs_group_is_made() {
+    let fake = Fake::new();
+    fake.group("pods/p1", &[("cgroup.type", "domain\n")]);
+    let plan = resolved(&fake.v2("/x.service"), &made("/pods/p1/a/b")).unwrap();
+    assert_eq!(paths(&plan), [(Some("/pods/p1/a/b/box"), "/pods/p1/a/b/box/vcpus", "/pods/p1/a/b/box/rest")]);
+    assert_eq!((plan.sites[0].base.as_str(), plan.sites[0].between.len()), ("/pods/p1", 2));
+    let plan = resolved(&fake.v2("/x.service"), &made("/pods/p1")).unwrap();
+    assert_eq!((plan.sites[0].base.as_str(), plan.sites[0].between.len()), ("/pods/p1", 0));
+    // On v1 in each hierarchy as far as it is missing there.
+    fake.group("cpu/p", &[]).group("pids", &[]).group("memory/p/c", &[]);
+    let plan = resolved(&fake.v1(&[("cpu", "/"), ("memory", "/"), ("pids", "/")]), &made("/p/c")).unwrap();
+    let bases: Vec<_> = plan.sites.iter().map(|site| site.base.as_str()).collect();
+    assert_eq!(bases, ["/p", "/p/c", "/"]);
+    assert!(plan.unapplied.is_empty(), "{:?}", plan.unapplied);
+}
+
+#[test]
+fn a_named_group_that_is_our_own_is_built_in_as_ours() {
+    let fake = Fake::new();
+    fake.group("pods/p1", &[("cgroup.type", "domain\n")]);
+    for request in [made("/pods/p1"), request(Some("/pods/p1"))] {
+        let plan = resolved(&fake.v2("/pods/p1"), &request).unwrap();
+        assert_eq!(paths(&plan), [(None, "/pods/p1/vcpus", "/pods/p1/rest")]);
+    }
 }

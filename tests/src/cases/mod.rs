@@ -18,6 +18,7 @@ mod pci;
 mod placement;
 mod readme;
 mod seccomp;
+mod systemd;
 mod vhost_user;
 mod why;
 
@@ -45,6 +46,7 @@ pub fn all() -> Vec<&'static Case> {
         own_base::CASES,
         pci::CASES,
         placement::CASES,
+        systemd::CASES,
         cgroup_live::CASES,
         exit_report::CASES,
         why::CASES,

@@ -6,7 +6,7 @@ use crate::lab::{
     Group, Machine, PATIENCE, Pod, Role, Running, Tap, Thread, Unit, containers_of_record, render, scan,
     strays,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -73,15 +73,12 @@ fn placement(ctx: &Ctx, layout: &Layout, kernel: Kernel) -> Result<(), Failure> 
     let tap = Tap::create("pfplace0", "172.30.2.1/24")?;
 
     let anon = caller.anon_bytes()?;
-    let mut vm = launch(ctx, &pod, &caller, &tap)?;
+    let declared = json!({ "parent": pod.path(), "containers": containers_of_record() });
+    let mut vm = launch(ctx, &declared, &caller, &tap)?;
     let launched = caller.cpu_usec()?;
     let charged = caller.anon_bytes()?;
     check!(charged == anon, "the caller had {anon} bytes of anonymous memory, after the launch {charged}");
-    for (group, file, value) in layout.limits {
-        let found = pod.child(group).read(file)?;
-        check!(found == *value, "{file} of {group} is `{found}`, not `{value}`");
-    }
-
+    limited(layout, &pod)?;
     let threads = scan(vm.pid())?;
     print!("{}", render(&threads, &[&caller, &pod], &pod));
     in_place(&threads, layout, &pod)?;
@@ -104,13 +101,18 @@ fn placement(ctx: &Ctx, layout: &Layout, kernel: Kernel) -> Result<(), Failure> 
     pod.expect_empty("a power-off")?;
     drop(vm);
 
-    let mut vm = launch(ctx, &pod, &caller, &tap)?;
+    // The same place and size as a runtime says it, in a group that it has not made.
+    let specified = pod.child("cri-4f");
+    std::fs::write(ctx.scratch.join("config.json"), spec_of_record(specified.path()).to_string())?;
+    let mut vm = launch(ctx, &json!({ "oci_spec": ctx.scratch }), &caller, &tap)?;
+    limited(layout, &specified)?;
+    in_place(&scan(vm.pid())?, layout, &specified)?;
     vm.signal(libc::SIGTERM)?;
     vm.expect_exit(0)?;
     pod.expect_empty("SIGTERM")?;
     drop(vm);
 
-    let mut vm = launch(ctx, &pod, &caller, &tap)?;
+    let mut vm = launch(ctx, &declared, &caller, &tap)?;
     // With whatever is left of the launcher's.
     caller.stop()?;
     in_place(&scan(vm.pid())?, layout, &pod)?;
@@ -122,8 +124,33 @@ fn placement(ctx: &Ctx, layout: &Layout, kernel: Kernel) -> Result<(), Failure> 
     pod.expect_empty("SIGKILL")
 }
 
-/// Launches the pod's VM from the caller's group and waits until its disks and its network are busy.
-fn launch(ctx: &Ctx, pod: &Pod, caller: &Group, tap: &Tap) -> Result<Running, Failure> {
+/// What containerd writes for a pod of the two containers of the example: the parts that matter.
+fn spec_of_record(cgroups_path: &str) -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "process": { "args": ["/pause"] },
+        "linux": { "cgroupsPath": cgroups_path, "resources": { "devices": [], "cpu": { "shares": 2 } } },
+        "annotations": {
+            "io.kubernetes.cri.container-type": "sandbox",
+            "io.kubernetes.cri.sandbox-cpu-period": "100000",
+            "io.kubernetes.cri.sandbox-cpu-quota": "500000",
+            "io.kubernetes.cri.sandbox-cpu-shares": "5120",
+            "io.kubernetes.cri.sandbox-memory": "629145600",
+        },
+    })
+}
+
+/// The groups below `base` have the limits of the example.
+fn limited(layout: &Layout, base: &Group) -> Result<(), Failure> {
+    for (group, file, value) in layout.limits {
+        let found = base.child(group).read(file)?;
+        check!(found == *value, "{file} of {group} is `{found}`, not `{value}`");
+    }
+    Ok(())
+}
+
+/// Launches a VM with this section `cgroup` from the caller's group and waits until its disks and its network are busy.
+fn launch(ctx: &Ctx, section: &Value, caller: &Group, tap: &Tap) -> Result<Running, Failure> {
     let disks = [ctx.scratch.join("root.img"), ctx.scratch.join("data.img")];
     for disk in &disks {
         File::create(disk)?.set_len(32 << 20)?;
@@ -135,10 +162,7 @@ fn launch(ctx: &Ctx, pod: &Pod, caller: &Group, tap: &Tap) -> Result<Running, Fa
         .drive("data", &disks[1], false)
         .net(tap, "172.30.2.2/24", "172.30.2.1")
         .set("/network-interfaces/0/vhost", json!("on"))
-        .cgroup(json!({
-            "parent": pod.path(),
-            "containers": containers_of_record(),
-        }))
+        .cgroup(section.clone())
         .from_caller(caller)?
         .start()?;
     for line in ["up cpus=2 ", "net ok ", "load running", "waiting"] {

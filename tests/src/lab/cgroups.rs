@@ -1,6 +1,6 @@
 //! Cgroups around the VM under test, as kubelet and systemd would make them.
 
-use super::{read, write};
+use super::{PATIENCE, read, write};
 use crate::case::{CgroupVersion, Failure};
 use crate::check;
 use std::collections::BTreeSet;
@@ -183,6 +183,17 @@ impl Group {
     /// Whether the group exists, in any hierarchy.
     pub fn exists(&self) -> Result<bool, Failure> {
         Ok(roots()?.iter().any(|root| root.mount.join(self.path.trim_start_matches('/')).exists()))
+    }
+
+    /// Waits until the group is gone from all hierarchies: systemd removes its own some time after the last process.
+    pub fn wait_gone(&self) -> Result<(), Failure> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.exists()? {
+            check!(Instant::now() < deadline, "{} is still there", self.path());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        println!("{} is gone", self.path());
+        Ok(())
     }
 
     /// Fails, naming what came before, if there is a group below this one in any hierarchy.
