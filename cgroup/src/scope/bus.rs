@@ -35,7 +35,7 @@ pub(super) struct Bus {
 impl Bus {
     pub(super) fn connect(manager: Manager) -> Result<Self, ScopeError> {
         let runtime = Builder::new_current_thread().enable_all().build().map_err(ScopeError::Setup)?;
-        let connected = runtime.block_on(tokio::time::timeout(PATIENCE, async {
+        let connect = async {
             let builder = match manager {
                 Manager::System => connection::Builder::system(),
                 Manager::User => connection::Builder::session(),
@@ -46,7 +46,9 @@ impl Bus {
             let jobs =
                 MessageStream::for_match_rule(ended.member("JobRemoved")?.build(), &connection, Some(JOBS));
             Ok((jobs.await?, connection))
-        }));
+        };
+        // The timer has to be made inside the runtime.
+        let connected = runtime.block_on(async { tokio::time::timeout(PATIENCE, connect).await });
         match connected {
             Ok(Ok((jobs, connection))) => Ok(Self { connection, jobs, runtime }),
             Ok(Err(error)) => Err(ScopeError::Unreachable(manager, Box::new(error))),
