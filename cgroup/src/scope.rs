@@ -110,7 +110,11 @@ trait Units {
 /// go, is cleared away.
 pub fn start_scope(name: &ScopeName, version: VersionChoice) -> Result<CgroupPath, ScopeError> {
     Hierarchies::discover()?.choose(version)?;
-    bring_up(&mut Bus::connect(name.manager())?, name)?;
+    {
+        let runtime = bus::runtime()?;
+        let _inside = runtime.enter();
+        bring_up(&mut Bus::connect(name.manager(), &runtime)?, name)?;
+    }
     let now = Hierarchies::discover()?;
     let own = now.own_cgroup("name=systemd").or_else(|| now.own_cgroup(""));
     own.filter(|own| own.as_str().ends_with(&name.path())).cloned().ok_or_else(|| ScopeError::Elsewhere {

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
 use zbus::export::futures_core::Stream;
 use zbus::message::Type;
 use zbus::zvariant::{OwnedObjectPath, Type as Signature, Value};
@@ -24,17 +25,21 @@ const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 /// Ends of others' jobs that may arrive before the answer that names ours.
 const JOBS: usize = 4096;
 
-/// A connection that lives on the calling thread alone: a runtime of tokio's that makes no threads, of which zbus
-/// then makes none either.
-pub(super) struct Bus {
-    connection: Connection,
-    jobs: MessageStream,
-    runtime: Runtime,
+/// A runtime of tokio's that makes no threads, of which zbus then makes none either. Connections live within its
+/// [`Runtime::enter`], to their end.
+pub(super) fn runtime() -> Result<Runtime, ScopeError> {
+    Builder::new_current_thread().enable_all().build().map_err(ScopeError::Setup)
 }
 
-impl Bus {
-    pub(super) fn connect(manager: Manager) -> Result<Self, ScopeError> {
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(ScopeError::Setup)?;
+/// A connection that lives on the calling thread alone.
+pub(super) struct Bus<'r> {
+    connection: Connection,
+    jobs: MessageStream,
+    runtime: &'r Runtime,
+}
+
+impl<'r> Bus<'r> {
+    pub(super) fn connect(manager: Manager, runtime: &'r Runtime) -> Result<Self, ScopeError> {
         let connect = async {
             let builder = match manager {
                 Manager::System => connection::Builder::system(),
@@ -47,9 +52,7 @@ impl Bus {
                 MessageStream::for_match_rule(ended.member("JobRemoved")?.build(), &connection, Some(JOBS));
             Ok((jobs.await?, connection))
         };
-        // The timer has to be made inside the runtime.
-        let connected = runtime.block_on(async { tokio::time::timeout(PATIENCE, connect).await });
-        match connected {
+        match runtime.block_on(timeout(PATIENCE, connect)) {
             Ok(Ok((jobs, connection))) => Ok(Self { connection, jobs, runtime }),
             Ok(Err(error)) => Err(ScopeError::Unreachable(manager, Box::new(error))),
             Err(_) => {
@@ -76,8 +79,7 @@ impl Bus {
     }
 
     fn wait<T>(&self, what: What<'_>, future: impl Future<Output = T>) -> Result<T, ScopeError> {
-        // The timer has to be made inside the runtime.
-        let outcome = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await });
+        let outcome = self.runtime.block_on(timeout(PATIENCE, future));
         outcome.map_err(|_| ScopeError::Silent { doing: what.doing, unit: what.unit.to_owned() })
     }
 
@@ -102,7 +104,7 @@ impl Bus {
                 }
             }
         };
-        let outcome = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, ended).await });
+        let outcome = self.runtime.block_on(timeout(PATIENCE, ended));
         let (doing, unit) = (what.doing, what.unit.to_owned());
         match outcome {
             Ok(Ok(result)) if result == "done" => Ok(()),
@@ -126,7 +128,7 @@ impl What<'_> {
     }
 }
 
-impl Units for Bus {
+impl Units for Bus<'_> {
     fn start(&mut self, name: &ScopeName) -> Result<Started, ScopeError> {
         let what = What { doing: "start", unit: name.unit() };
         // Those of runc; a scope that fails is forgotten by systemd, too.
