@@ -77,8 +77,8 @@ pub struct CgroupSection {
     /// Whether each vCPU has a CPU of its own.
     #[serde(default)]
     pub pin_vcpus: bool,
-    /// Whether the containers' sums decide the number of vCPUs and the memory.
-    #[serde(default)]
+    /// Whether the containers' sums decide the number of vCPUs and the memory, at the launch.
+    #[serde(default, alias = "size_from_containers")]
     pub size_vm: bool,
     /// What Pinfold itself may use beyond the containers' sum: the pod's overhead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,9 +185,6 @@ impl CgroupSection {
 
     /// What is wrong with the values, as the field and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
-        if self.size_vm {
-            return Err(("size_vm", "is not supported yet; set vcpu_count and mem_size_mib".to_owned()));
-        }
         let names = [&self.sandbox_name, &self.vcpus_name, &self.overhead_name];
         if names[0] == names[1] || names[0] == names[2] || names[1] == names[2] {
             return Err(("sandbox_name", "the three group names must differ".to_owned()));

@@ -99,7 +99,7 @@ impl<'de> serde::Deserialize<'de> for NotYet {
 }
 
 /// Names the section in an error of one of its fields.
-fn at(section: String) -> impl FnOnce((&'static str, String)) -> ConfigError {
+pub(crate) fn at(section: String) -> impl FnOnce((&'static str, String)) -> ConfigError {
     move |(field, problem)| ConfigError::Value { field: format!("{section}.{field}"), problem }
 }
 

@@ -22,6 +22,7 @@ mod network;
 mod observability;
 mod oci_spec;
 mod rate_limiter;
+mod sizing;
 mod vsock;
 
 pub use action::{

@@ -89,6 +89,10 @@ fn read_order(args: &Args) -> Result<Order, ReadError> {
         None => Filters::BuiltIn,
     };
     let cgroups_path = take_up_spec(&mut config)?;
+    config.size_from_containers().map_err(|error| {
+        let named = args.config_file.clone().unwrap_or_else(|| "--cgroup".into());
+        ReadError::Config(named, error)
+    })?;
     let start = args.config_file.is_some();
     Ok(Order { config, cgroups_path, start, metadata: metadata.transpose()?, filters })
 }
