@@ -1,12 +1,17 @@
 use std::ffi::c_void;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, Output, Stdio};
 
 use super::*;
+use crate::console;
 
 /// What a child process of these tests is told: a role, and the number of a case.
 const ROLE: &str = "PINFOLD_TEST_SECCOMP_ROLE";
 const CASE: &str = "PINFOLD_TEST_SECCOMP_CASE";
+
+/// How to run the test `child` alone.
+const CHILD: [&str; 5] = ["--exact", "seccomp::tests::child", "--nocapture", "--ignored", "--test-threads=1"];
 
 /// A system call by name, number and arguments.
 type Call = (&'static str, libc::c_long, [usize; 4]);
@@ -103,9 +108,8 @@ fn forbidden(role: Role) -> Vec<Call> {
 /// Runs the test `child` in a process of its own, which gets the filter of `role` and makes the calls.
 fn child_of(role: Role, case: &str) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "seccomp::tests::child", "--nocapture", "--ignored", "--test-threads=1"]);
-    command.env(ROLE, role.name()).env(CASE, case);
-    command.env_remove("RUST_BACKTRACE").output().unwrap()
+    command.args(CHILD).env(ROLE, role.name()).env(CASE, case);
+    command.stdin(Stdio::null()).env_remove("RUST_BACKTRACE").output().unwrap()
 }
 
 fn make((_, number, [a, b, c, d]): Call) -> i32 {
@@ -136,6 +140,10 @@ fn child() {
     // As at a launch: before there is another thread.
     crate::footprint::share_heap();
     crate::logger::init("test", log::LevelFilter::Warn);
+    let terminal = console::RawTerminal::enter().unwrap();
+    if let Some(settings) = console::terminal_settings(io::stdin().as_fd()) {
+        assert_eq!(settings.c_oflag & libc::OPOST, 0);
+    }
     let thread = Filters::BuiltIn.spawn(role, format!("role {}", role.name()), move || {
         for (call, outcome) in allowed(role) {
             assert_eq!(make(call), outcome, "{call:?}");
@@ -161,6 +169,7 @@ fn child() {
         }
     });
     thread.unwrap().join().unwrap();
+    drop(terminal);
 }
 
 #[test]
@@ -199,6 +208,43 @@ fn a_panic_and_a_fault_end_the_process_as_without_a_filter() {
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.signal(), Some(signal), "{role:?}, {case}: {stderr}");
             assert!(stderr.contains(says) && !stderr.contains("system call"), "{role:?}, {case}: {stderr}");
+        }
+    }
+}
+
+/// A terminal's two ends: ours, and that of who runs in it.
+fn terminal() -> (OwnedFd, OwnedFd) {
+    let (mut ours, mut theirs) = (-1, -1);
+    let null = std::ptr::null_mut();
+    // SAFETY: openpty writes two descriptors, which are nobody else's; the rest is not asked for.
+    unsafe {
+        assert_eq!(libc::openpty(&raw mut ours, &raw mut theirs, null, null.cast(), null.cast()), 0);
+        (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs))
+    }
+}
+
+#[test]
+fn a_panic_and_a_violation_leave_the_terminal_as_it_was() {
+    for role in Role::ALL {
+        for (case, code) in [("panic", 128 + libc::SIGABRT), ("0", 148)] {
+            // When the leader of its session ends, a terminal is reset. So that is the shell.
+            let (_ours, theirs) = terminal();
+            let mut shell = Command::new("sh");
+            shell.args(["-c", r#""$0" "$@"; echo "ended with $?"; stty -a"#]);
+            shell.arg(std::env::current_exe().unwrap()).args(CHILD);
+            shell.env(ROLE, role.name()).env(CASE, case);
+            shell.stdin(theirs).env_remove("RUST_BACKTRACE");
+            // SAFETY: both calls may be made between fork and exec.
+            unsafe {
+                shell.pre_exec(|| {
+                    assert!(libc::setsid() > 0 && libc::ioctl(0, libc::TIOCSCTTY, 0) == 0);
+                    Ok(())
+                })
+            };
+            let output = shell.output().unwrap();
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            assert!(stdout.contains(&format!("ended with {code}\n")), "{role:?}, {case}: {output:?}");
+            assert!(stdout.split_whitespace().any(|word| word == "opost"), "{role:?}, {case}: {stdout}");
         }
     }
 }
