@@ -74,8 +74,11 @@ fn scopes(ctx: &Ctx) -> Result<(), Failure> {
     Command::new("systemd-run").args(timed_out).status()?;
     systemctl(&["is-failed", "pinfold-sd-1.scope"])?;
     let own = Group::at(OWN);
-    let (mut unnamed, _api) = vm(json!({}))?.flag("--id").flag("sd-1").serve()?;
+    let sized = json!({ "size_vm": true, "containers": containers_of_record() });
+    let (mut unnamed, api) = vm(sized)?.flag("--id").flag("sd-1").serve()?;
     in_place(&unnamed, &own, 0)?;
+    let machine = &api.get("/vm/config")?["machine-config"];
+    check!(machine["vcpu_count"] == 5 && machine["mem_size_mib"] == 728, "the microVM is {machine}");
     unnamed.signal(libc::SIGTERM)?;
     unnamed.expect_exit(0)?;
     own.wait_gone()
