@@ -24,12 +24,12 @@ use super::packet::{HEADER_LEN, Header, NO_MORE, NO_RECEIVE, NO_SEND, Op, Ports}
 use super::socket::{receive_into, send, send_from};
 use crate::virtio::iovec::ChainBuffers;
 
-/// How many of the guest's bytes are kept for a host program that does not read: two of the longest packets that
-/// Linux sends.
-pub(super) const BUFFER: u32 = 128 << 10;
+/// How many of the guest's bytes are kept for a host program that does not read, as the kernel's own vsock does by
+/// default: four of the longest packets that Linux sends. All connections together keep 256 MiB at most.
+pub(super) const BUFFER: u32 = 256 << 10;
 
 /// The guest hears of room when so much of it is new.
-const NEWS: u32 = BUFFER / 4;
+const NEWS: u32 = BUFFER / 2;
 
 /// The most data in one packet to the guest, so that connections take turns.
 const MAX_DATA: u32 = 64 << 10;
