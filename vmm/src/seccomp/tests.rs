@@ -86,7 +86,11 @@ fn allowed(role: Role) -> Vec<(Call, i32)> {
             vec![epoll, ioctl(0xaf01), ioctl(0x4004_54d0), open]
         }
         Role::Api => vec![epoll, (("accept4", libc::SYS_accept4, [NO_FD, 0, 0, 0]), libc::EBADF)],
-        Role::Vcpu => vec![ioctl(0xae80), ioctl(0x4008_ae6a)],
+        Role::Vcpu => {
+            let options = [NO_FD, libc::SOL_SOCKET as usize, libc::SO_RCVTIMEO as usize, 0];
+            let patience = (("setsockopt", libc::SYS_setsockopt, options), libc::EBADF);
+            vec![ioctl(0xae80), ioctl(0x4008_ae6a), patience]
+        }
         Role::Io => {
             let preadv = (("preadv", libc::SYS_preadv, [NO_FD, 0, 0, 0]), libc::EBADF);
             vec![epoll, preadv, ioctl(0x1277)]
