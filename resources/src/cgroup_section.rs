@@ -78,7 +78,7 @@ pub struct CgroupSection {
     #[serde(default)]
     pub pin_vcpus: bool,
     /// Whether the containers' sums decide the number of vCPUs and the memory, at the launch.
-    #[serde(default, alias = "size_from_containers")]
+    #[serde(default)]
     pub size_vm: bool,
     /// What Pinfold itself may use beyond the containers' sum: the pod's overhead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
