@@ -1,4 +1,4 @@
-//! A client of Firecracker's as it is on crates.io: fctools starts, configures, boots, pauses, resumes and stops a
+//! A client of Firecracker's as it is published: fctools starts, configures, boots, pauses, resumes and stops a
 //! guest, with no word about Pinfold or cgroups.
 
 use crate::case::{Case, Ctx, Failure, Needs};
