@@ -1,9 +1,7 @@
 //! A drive that another process serves by vhost-user. What is there (its capacity, whether it can only be read) is what
 //! that one says; how its driver may use it is what both know. When it is gone every request fails with an I/O error.
 
-use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
@@ -13,10 +11,8 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::request::Status;
 use super::{BlockError, CONFIG_LEN, CacheType, NUM_QUEUES_AT, QUEUE_SIZE};
-use crate::counter::Counters;
-use crate::virtio::device::{Activation, DeviceError, EventSource, Server, VirtioDevice};
 use crate::virtio::iovec::ChainBuffers;
-use crate::virtio::vhost_user::{FrontEnd, VhostUserError, Wanted};
+use crate::virtio::vhost_user::{BackEndDevice, FrontEnd, VhostUserError, Wanted};
 
 /// What the driver is offered if the server offers it.
 const FEATURES: u64 = 1 << VIRTIO_BLK_F_SIZE_MAX
@@ -97,49 +93,23 @@ fn refuse(buffers: &ChainBuffers<'_>) -> u32 {
     u32::from(told)
 }
 
-impl VirtioDevice for VhostUserBlock {
-    fn device_type(&self) -> u32 {
-        VIRTIO_ID_BLOCK
-    }
+impl BackEndDevice for VhostUserBlock {
+    const TYPE: u32 = VIRTIO_ID_BLOCK;
 
-    fn features(&self) -> u64 {
-        self.front.features()
-    }
-
-    fn queue_max_sizes(&self) -> &[u16] {
+    fn queue_sizes(&self) -> &[u16] {
         &self.queue_sizes
     }
 
-    fn config(&self) -> &[u8] {
+    fn space(&self) -> &[u8] {
         &self.config
     }
 
-    fn server(&self) -> Server {
-        Server::Vhost
+    fn front(&self) -> &FrontEnd {
+        &self.front
     }
 
-    fn counters(&self) -> Arc<dyn Counters> {
-        Arc::clone(self.front.counters()) as _
-    }
-
-    fn event_sources(&self) -> Vec<EventSource> {
-        vec![self.front.event_source()]
-    }
-
-    fn start(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        self.front.start(activation)
-    }
-
-    fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn source_event(&mut self, _fd: RawFd) -> Result<(), DeviceError> {
-        self.front.event()
-    }
-
-    fn reset(&mut self) {
-        self.front.reset();
+    fn front_mut(&mut self) -> &mut FrontEnd {
+        &mut self.front
     }
 }
 

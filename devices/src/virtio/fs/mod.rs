@@ -3,15 +3,11 @@
 
 mod fuse;
 
-use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
-use super::device::{Activation, DeviceError, EventSource, Server, VirtioDevice};
-use super::vhost_user::{FrontEnd, VhostUserError, Wanted};
-use crate::counter::Counters;
+use super::vhost_user::{BackEndDevice, FrontEnd, VhostUserError, Wanted};
 
 /// Descriptors in the queue of requests that are not to wait, and in the one of all others.
 const QUEUE_SIZES: [u16; 2] = [256, 1024];
@@ -47,49 +43,23 @@ impl Fs {
     }
 }
 
-impl VirtioDevice for Fs {
-    fn device_type(&self) -> u32 {
-        VIRTIO_ID_FS
-    }
+impl BackEndDevice for Fs {
+    const TYPE: u32 = VIRTIO_ID_FS;
 
-    fn features(&self) -> u64 {
-        self.front.features()
-    }
-
-    fn queue_max_sizes(&self) -> &[u16] {
+    fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }
 
-    fn config(&self) -> &[u8] {
+    fn space(&self) -> &[u8] {
         &self.config
     }
 
-    fn server(&self) -> Server {
-        Server::Vhost
+    fn front(&self) -> &FrontEnd {
+        &self.front
     }
 
-    fn counters(&self) -> Arc<dyn Counters> {
-        Arc::clone(self.front.counters()) as _
-    }
-
-    fn event_sources(&self) -> Vec<EventSource> {
-        vec![self.front.event_source()]
-    }
-
-    fn start(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        self.front.start(activation)
-    }
-
-    fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn source_event(&mut self, _fd: RawFd) -> Result<(), DeviceError> {
-        self.front.event()
-    }
-
-    fn reset(&mut self) {
-        self.front.reset();
+    fn front_mut(&mut self) -> &mut FrontEnd {
+        &mut self.front
     }
 }
 

@@ -1,6 +1,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::virtio::device::VirtioDevice;
 use crate::virtio::driver_ring::Lent;
 use crate::virtio::interrupt::Vector;
 use crate::virtio::vhost_user::peer::{Bench, Peer, VERSION_1};

@@ -8,10 +8,12 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `backend` | the conversation: negotiation, configuration, start and stop |
+//! | `device` | what all devices of back-ends have in common |
 //! | `inflight` | which requests a back-end that is gone had taken |
 //! | `wire` | its messages |
 
 mod backend;
+mod device;
 mod inflight;
 #[cfg(test)]
 pub(crate) mod peer;
@@ -28,6 +30,7 @@ use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use backend::Backend;
+pub(super) use device::BackEndDevice;
 
 use super::device::{Activation, DeviceError, EventSource, Memory};
 use super::iovec::{ChainBuffers, ChainIovecs};

@@ -1,10 +1,12 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::virtio::device::VirtioDevice;
 use crate::virtio::driver_ring::Lent;
 use crate::virtio::interrupt::Vector;
 use crate::virtio::vhost_user::peer::{Bench, Misdeed, PROTOCOL, Peer, VERSION_1, message};
