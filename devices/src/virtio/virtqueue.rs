@@ -300,12 +300,8 @@ impl Virtqueue {
             .map_err(|error| self.used(virtio_queue::Error::GuestMemory(error)))?;
         // What the driver has added is read after it can see what we want.
         fence(Ordering::SeqCst);
-        let queue = self.index;
-        let available = self
-            .queue
-            .avail_idx(memory, Ordering::Relaxed)
-            .map_err(|reason| QueueError::Available { queue, reason })?;
-        Ok(Some(available.0.wrapping_sub(next) >= count))
+        let available = self.available_field(memory, 2)?;
+        Ok(Some(available.wrapping_sub(next) >= count))
     }
 
     /// Asks for no kicks; a hint that the driver may ignore.
