@@ -23,6 +23,14 @@ pub(super) enum Status {
     Unsupported = 2,
 }
 
+impl Status {
+    /// Writes it where the driver reads it, which is the last writable byte; `false` if there is no room for it.
+    pub fn tell(self, buffers: &ChainBuffers<'_>) -> bool {
+        let at = buffers.writable_len().checked_sub(1);
+        at.is_some_and(|at| buffers.write_at(at, &[self as u8]).is_ok())
+    }
+}
+
 /// The range of a discard or write-zeroes request (struct virtio_blk_discard_write_zeroes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {

@@ -264,11 +264,8 @@ impl Server {
                         None => 0,
                     },
                     Verdict::Answer(status, data) => {
-                        match buffers.writable_len().checked_sub(1) {
-                            Some(at) if buffers.write_at(at, &[status as u8]).is_ok() => data + 1,
-                            // No room for a status, and so for nothing.
-                            _ => 0,
-                        }
+                        // Without room for a status there is room for nothing.
+                        if status.tell(&buffers) { data + 1 } else { 0 }
                     }
                 }
             }

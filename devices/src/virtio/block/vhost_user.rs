@@ -87,10 +87,7 @@ impl VhostUserBlock {
 
 /// Answers a request with an I/O error in the server's place.
 fn refuse(buffers: &ChainBuffers<'_>) -> u32 {
-    // The status is the last writable byte.
-    let status = buffers.writable_len().checked_sub(1);
-    let told = status.is_some_and(|at| buffers.write_at(at, &[Status::IoErr as u8]).is_ok());
-    u32::from(told)
+    u32::from(Status::IoErr.tell(buffers))
 }
 
 impl BackEndDevice for VhostUserBlock {
