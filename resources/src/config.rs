@@ -302,26 +302,34 @@ impl MicrovmConfig {
             let section = format!("network-interfaces[{index}]");
             interface.check().map_err(at(section.clone()))?;
             once(&mut ids, interface.iface_id.as_str(), &section, "iface_id")?;
-            once(&mut taps, interface.host_dev_name.as_str(), &section, "host_dev_name")?;
+            if let Some(tap) = &interface.host_dev_name {
+                once(&mut taps, tap.as_str(), &section, "host_dev_name")?;
+            }
         }
         let Some(mmds) = &self.mmds_config else { return Ok(()) };
         mmds.check(|id| ids.contains(id.as_str())).map_err(at("mmds-config".to_owned()))?;
         let served = |interface: &&NetworkInterface| mmds.network_interfaces.contains(&interface.iface_id);
-        match self.network_interfaces.iter().filter(served).find(|one| one.vhost == crate::VhostMode::On) {
-            Some(interface) => {
-                let problem = format!(
-                    "\"{}\" has vhost \"on\", and the kernel's vhost-net passes the service by; set it to \"auto\"",
-                    interface.iface_id
-                );
-                Err(at("mmds-config".to_owned())(("network_interfaces", problem)))
-            }
+        let problem = self.network_interfaces.iter().filter(served).find_map(|one| {
+            let (why, instead) = match (&one.socket, one.vhost) {
+                (Some(_), _) => ("a socket, and its server", "name another interface"),
+                (None, crate::VhostMode::On) => {
+                    ("vhost \"on\", and the kernel's vhost-net", "set it to \"auto\"")
+                }
+                (None, _) => return None,
+            };
+            Some(format!("\"{}\" has {why} passes the service by; {instead}", one.iface_id))
+        });
+        match problem {
+            Some(problem) => Err(at("mmds-config".to_owned())(("network_interfaces", problem))),
             None => Ok(()),
         }
     }
 
     /// Whether another process is to reach guest memory: then it has to be shared memory.
     pub fn needs_shared_memory(&self) -> bool {
-        !self.fs.is_empty() || self.drives.iter().any(|drive| drive.socket.is_some())
+        !self.fs.is_empty()
+            || self.drives.iter().any(|drive| drive.socket.is_some())
+            || self.network_interfaces.iter().any(|interface| interface.socket.is_some())
     }
 
     /// The drive that holds the root file system, and its place among the drives.

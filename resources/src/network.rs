@@ -1,6 +1,7 @@
 //! `network-interfaces`.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -60,16 +61,22 @@ pub enum NetBackend {
     VhostNet,
     /// We do.
     Pinfold,
+    /// The server behind the interface's socket.
+    VhostUser,
 }
 
-/// A network interface on a TAP.
+/// A network interface: on a TAP, or served by another process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterface {
     /// Its name in the API.
     pub iface_id: ResourceId,
     /// The TAP on the host. It must exist.
-    pub host_dev_name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_dev_name: Option<String>,
+    /// Socket of a vhost-user-net server, instead of a TAP: passt, or a switch in user space.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
     /// The address that the guest sees; the guest chooses one when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mac: Option<MacAddr>,
@@ -85,7 +92,8 @@ pub struct NetworkInterface {
     /// Whether the kernel moves the packets.
     #[serde(default)]
     pub vhost: VhostMode,
-    /// Pairs of queues, 1 to [`NetworkInterface::QUEUES_MAX`]. The TAP must have been made for several if they are.
+    /// Pairs of queues, 1 to [`NetworkInterface::QUEUES_MAX`]. The TAP must have been made for several if they are, or
+    /// the server must have as many.
     #[serde(default = "one")]
     pub queues: u8,
     /// What came of `vhost`, once the microVM runs. It may stand in a declaration, so that what is shown can be declared
@@ -108,12 +116,16 @@ impl NetworkInterface {
 
     /// What is wrong with the values, as the field and why.
     pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
-        // IFNAMSIZ is 16 with the closing NUL.
-        if !(1..=15).contains(&self.host_dev_name.len()) || self.host_dev_name.contains(['/', '\0', ' ']) {
-            return Err((
-                "host_dev_name",
-                format!("{:?} is not an interface's name of 1 to 15 bytes", self.host_dev_name),
-            ));
+        match (&self.host_dev_name, &self.socket) {
+            (Some(tap), None) => check_tap(tap)?,
+            (None, Some(_)) => self.check_served()?,
+            (Some(_), Some(_)) => {
+                return Err(("host_dev_name", "excludes socket: leave out one of them".to_owned()));
+            }
+            (None, None) => {
+                let problem = "missing: name the TAP behind the interface, or a server's socket";
+                return Err(("host_dev_name", problem.to_owned()));
+            }
         }
         if self.mtu.is_some_and(|mtu| mtu < 68) {
             return Err(("mtu", "must be at least 68".to_owned()));
@@ -121,18 +133,41 @@ impl NetworkInterface {
         if !(1..=Self::QUEUES_MAX).contains(&self.queues) {
             return Err(("queues", format!("must be 1 to {}", Self::QUEUES_MAX)));
         }
-        if self.vhost == VhostMode::On {
-            for (field, limiter) in
-                [("rx_rate_limiter", self.rx_rate_limiter), ("tx_rate_limiter", self.tx_rate_limiter)]
-            {
-                if limiter.is_some_and(|limiter| !limiter.is_unlimited()) {
-                    let problem = "the kernel's vhost-net limits nothing; set vhost to \"auto\" or \"off\"";
-                    return Err((field, problem.to_owned()));
-                }
+        match (self.vhost, self.limited()) {
+            (VhostMode::On, Some(field)) => {
+                let problem = "the kernel's vhost-net limits nothing; set vhost to \"auto\" or \"off\"";
+                Err((field, problem.to_owned()))
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
+
+    /// A server moves packets by its own lights.
+    fn check_served(&self) -> Result<(), (&'static str, String)> {
+        let field = if self.vhost == VhostMode::Auto { self.limited() } else { Some("vhost") };
+        match field {
+            Some(field) => {
+                Err((field, "is not to be had on an interface with a socket; leave it out".to_owned()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The field with a limit, if there is one.
+    fn limited(&self) -> Option<&'static str> {
+        [("rx_rate_limiter", self.rx_rate_limiter), ("tx_rate_limiter", self.tx_rate_limiter)]
+            .into_iter()
+            .find(|(_, limiter)| limiter.is_some_and(|limiter| !limiter.is_unlimited()))
+            .map(|(field, _)| field)
+    }
+}
+
+fn check_tap(name: &str) -> Result<(), (&'static str, String)> {
+    // IFNAMSIZ is 16 with the closing NUL.
+    if (1..=15).contains(&name.len()) && !name.contains(['/', '\0', ' ']) {
+        return Ok(());
+    }
+    Err(("host_dev_name", format!("{name:?} is not an interface's name of 1 to 15 bytes")))
 }
 
 /// `PATCH /network-interfaces/{id}`.
@@ -163,6 +198,26 @@ mod tests {
         let shown = serde_json::to_string(&interface).unwrap();
         assert!(shown.ends_with(r#","backend":"vhost-net"}"#), "{shown}");
         assert_eq!(serde_json::from_str::<NetworkInterface>(&shown).unwrap(), plain);
+    }
+
+    #[test]
+    fn an_interface_is_on_a_tap_or_on_a_socket() {
+        for (fields, wrong) in [
+            (r#""host_dev_name":"tap0""#, None),
+            (r#""socket":"/run/net""#, None),
+            (r#""socket":"/run/net","rx_rate_limiter":{},"queues":2,"mtu":1400"#, None),
+            (r#""queues":1"#, Some("host_dev_name")),
+            (r#""host_dev_name":"tap0","socket":"/run/net""#, Some("host_dev_name")),
+            (r#""socket":"/run/net","vhost":"off""#, Some("vhost")),
+            (
+                r#""socket":"/run/net","tx_rate_limiter":{"ops":{"size":1,"refill_time":1}}"#,
+                Some("tx_rate_limiter"),
+            ),
+        ] {
+            let interface: NetworkInterface =
+                serde_json::from_str(&format!(r#"{{"iface_id":"eth0",{fields}}}"#)).unwrap();
+            assert_eq!(interface.check().err().map(|(field, _)| field), wrong, "{fields}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use ::devices::rate_limiter::LimiterUpdate;
 use ::devices::virtio::balloon::{Balloon, Stats};
 use ::devices::virtio::block::{Block, VhostUserBlock};
 use ::devices::virtio::device::VirtioDevice;
-use ::devices::virtio::net::Net;
+use ::devices::virtio::net::{Net, VhostUserNet};
 use ::devices::virtio::vsock::Vsock;
 use resources::{Action, DrivePatch, NetBackend, NetworkInterfacePatch, RateLimiter, ResourceId};
 use serde_json::{Map, Value};
@@ -34,7 +34,11 @@ impl Devices {
 
     /// Who moves the packets of an interface.
     pub fn net_backend(&self, id: &ResourceId) -> Option<NetBackend> {
-        let vhost = self.update(&Name::Network(id.clone()), |net: &mut Net| net.is_on_vhost()).ok()?;
+        let name = Name::Network(id.clone());
+        if self.is_served(&name) {
+            return Some(NetBackend::VhostUser);
+        }
+        let vhost = self.update(&name, |net: &mut Net| net.is_on_vhost()).ok()?;
         Some(if vhost { NetBackend::VhostNet } else { NetBackend::Pinfold })
     }
 
@@ -79,9 +83,19 @@ impl Devices {
 
     fn interface(&self, patch: &NetworkInterfacePatch) -> Result<(), DeviceError> {
         let failed = |source| DeviceError::Network { id: patch.iface_id.to_string(), source };
-        self.update(&Name::Network(patch.iface_id.clone()), |net: &mut Net| {
+        let name = Name::Network(patch.iface_id.clone());
+        // Where a server moves the packets no limit can be declared.
+        if self.is_served(&name) {
+            return Ok(());
+        }
+        self.update(&name, |net: &mut Net| {
             net.set_limiters(limits(patch.rx_rate_limiter), limits(patch.tx_rate_limiter)).map_err(failed)
         })?
+    }
+
+    /// Whether another process moves the packets of this interface.
+    fn is_served(&self, name: &Name) -> bool {
+        self.update(name, |_: &mut VhostUserNet| ()).is_ok()
     }
 
     fn update<D: VirtioDevice, R>(

@@ -11,7 +11,7 @@ use ::devices::virtio::block::{
 };
 use ::devices::virtio::device::VirtioDevice;
 use ::devices::virtio::fs::Fs;
-use ::devices::virtio::net::{Net, NetConfig, VhostMode};
+use ::devices::virtio::net::{Net, NetConfig, NetError, Seen, VhostMode, VhostUserNet, VhostUserNetConfig};
 use ::devices::virtio::rng::Rng;
 use ::devices::virtio::vsock::{Vsock, VsockConfig};
 use resources::{Drive, MicrovmConfig, MmdsConfig, MmdsVersion, NetworkInterface, RateLimiter, TokenBucket};
@@ -44,7 +44,7 @@ pub fn all(
             .as_ref()
             .filter(|mmds| mmds.network_interfaces.contains(&interface.iface_id))
             .map(|config| MmdsPort::new(Arc::clone(mmds), config.ipv4_address));
-        all.push((Name::Network(interface.iface_id.clone()), Box::new(net(interface, port)?)));
+        all.push((Name::Network(interface.iface_id.clone()), net(interface, port)?));
     }
     for section in &config.fs {
         all.push((Name::Fs(section.tag.clone()), Box::new(fs(section, servers)?)));
@@ -151,22 +151,31 @@ fn fs(fs: &resources::Fs, servers: &mut Vec<Virtiofsd>) -> Result<Fs, DeviceErro
     connected.map_err(|source| DeviceError::Fs { tag, source })
 }
 
-fn net(interface: &NetworkInterface, mmds: Option<MmdsPort>) -> Result<Net, DeviceError> {
+fn net(interface: &NetworkInterface, mmds: Option<MmdsPort>) -> Result<Box<dyn VirtioDevice>, DeviceError> {
     let id = interface.iface_id.to_string();
-    let config = NetConfig {
-        id: id.clone(),
-        tap: interface.host_dev_name.clone(),
-        mac: interface.guest_mac.map(|mac| mac.0),
-        mtu: interface.mtu,
-        vhost: match interface.vhost {
-            resources::VhostMode::Auto => VhostMode::Auto,
-            resources::VhostMode::On => VhostMode::On,
-            resources::VhostMode::Off => VhostMode::Off,
-        },
-        queues: interface.queues,
-        rx_limiter: limiter(interface.rx_rate_limiter),
-        tx_limiter: limiter(interface.tx_rate_limiter),
-        mmds,
+    let seen =
+        Seen { mac: interface.guest_mac.map(|mac| mac.0), queues: interface.queues, mtu: interface.mtu };
+    let made: Result<Box<dyn VirtioDevice>, NetError> = match interface.socket.clone() {
+        Some(socket) => {
+            let config = VhostUserNetConfig { id: id.clone(), seen, socket };
+            VhostUserNet::connect(config).map(|net| Box::new(net) as _)
+        }
+        None => {
+            let config = NetConfig {
+                id: id.clone(),
+                seen,
+                tap: interface.host_dev_name.clone().unwrap_or_default(),
+                vhost: match interface.vhost {
+                    resources::VhostMode::Auto => VhostMode::Auto,
+                    resources::VhostMode::On => VhostMode::On,
+                    resources::VhostMode::Off => VhostMode::Off,
+                },
+                rx_limiter: limiter(interface.rx_rate_limiter),
+                tx_limiter: limiter(interface.tx_rate_limiter),
+                mmds,
+            };
+            Net::new(config).map(|net| Box::new(net) as _)
+        }
     };
-    Net::new(config).map_err(|source| DeviceError::Network { id, source })
+    made.map_err(|source| DeviceError::Network { id, source })
 }

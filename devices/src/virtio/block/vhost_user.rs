@@ -59,6 +59,7 @@ impl VhostUserBlock {
             queues: queues.into(),
             features,
             refuse,
+            wants_answers: |_| true,
         })?;
         let queue_sizes = vec![QUEUE_SIZE; queues.into()];
         let mut block = Self { config: [0; CONFIG_LEN], queue_sizes, front };

@@ -34,6 +34,7 @@ impl Fs {
             queues: QUEUE_SIZES.len(),
             features: 0,
             refuse: fuse::refuse,
+            wants_answers: |_| true,
         })?;
         let mut config = [0; CONFIG_LEN];
         let len = tag.len().min(TAG_LEN);

@@ -4,7 +4,7 @@ use super::*;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::driver_ring::Lent;
 use crate::virtio::interrupt::Vector;
-use crate::virtio::vhost_user::peer::{Bench, Peer, VERSION_1};
+use crate::virtio::vhost_user::peer::{Bench, PROTOCOL, Peer, VERSION_1};
 
 const REQUEST: u64 = 0x4000;
 const REPLY: u64 = 0x5000;
@@ -35,7 +35,7 @@ fn a_back_end_is_asked_for_what_it_offers() {
 
 #[test]
 fn when_the_back_end_is_gone_every_request_gets_an_error() {
-    let mut peer = Peer::new(VERSION_1, Vec::new());
+    let mut peer = Peer::new(VERSION_1 | PROTOCOL, Vec::new());
     let mut bench = Bench::new(connect(&peer));
     let head = lend(&mut bench, 7);
     peer.leave();

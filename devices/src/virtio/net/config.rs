@@ -6,8 +6,10 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use super::tap::TapError;
 use super::vhost::Vhost;
+use super::{CONFIG_LEN, QUEUE_SIZE, STATUS_AT, status};
 use crate::mmds::MmdsPort;
 use crate::rate_limiter::LimiterConfig;
+use crate::virtio::vhost_user::VhostUserError;
 
 /// The least MTU that a device may name (virtio 1.2, section 5.1.4.1).
 const MTU_MIN: u16 = 68;
@@ -65,6 +67,14 @@ pub enum NetError {
         /// What the host said.
         source: io::Error,
     },
+    /// The server that is to move the packets cannot be used.
+    #[error("network interface {id}: could not be had of its vhost-user server")]
+    Server {
+        /// The interface's name.
+        id: String,
+        /// Why.
+        source: VhostUserError,
+    },
     /// The MTU is out of range.
     #[error("network interface {id}: an MTU of {mtu} is too small: use at least {MTU_MIN}, or leave it out")]
     Mtu {
@@ -95,20 +105,58 @@ pub enum VhostMode {
     Off,
 }
 
-/// What a network interface is made of.
-pub struct NetConfig {
-    /// The interface's name, for messages.
-    pub id: String,
-    /// Name of an existing TAP in our network namespace.
-    pub tap: String,
+/// What the guest sees of a network interface, whoever moves its packets.
+#[derive(Clone, Debug)]
+pub struct Seen {
     /// The guest's address; without one the guest chooses.
     pub mac: Option<[u8; 6]>,
-    /// Who moves the packets.
-    pub vhost: VhostMode,
-    /// Pairs of queues, 1 to [`resources::NetworkInterface::QUEUES_MAX`]. The TAP must have been made for several if they are.
+    /// Pairs of queues, 1 to [`resources::NetworkInterface::QUEUES_MAX`].
     pub queues: u8,
     /// The MTU that the guest is told, in bytes.
     pub mtu: Option<u16>,
+}
+
+impl Seen {
+    /// Refuses values that no device can have. `id` is the interface's name.
+    pub(super) fn check(&self, id: &str) -> Result<(), NetError> {
+        if let Some(mtu) = self.mtu.filter(|&mtu| mtu < MTU_MIN) {
+            return Err(NetError::Mtu { id: id.to_owned(), mtu });
+        }
+        match self.queues {
+            1..=PAIRS_MAX => Ok(()),
+            queues => Err(NetError::Queues { id: id.to_owned(), queues }),
+        }
+    }
+
+    /// The configuration space, with the link up.
+    pub(super) fn space(&self) -> [u8; CONFIG_LEN] {
+        let mut space = [0; CONFIG_LEN];
+        space[..6].copy_from_slice(&self.mac.unwrap_or_default());
+        space[STATUS_AT..8].copy_from_slice(&status(true));
+        if self.queues > 1 {
+            space[8..10].copy_from_slice(&u16::from(self.queues).to_le_bytes());
+        }
+        space[10..].copy_from_slice(&self.mtu.unwrap_or_default().to_le_bytes());
+        space
+    }
+
+    /// The largest sizes of the queues: of several pairs, with that of the control queue.
+    pub(super) fn queue_sizes(&self) -> Vec<u16> {
+        let queues = usize::from(self.queues);
+        vec![QUEUE_SIZE; if queues > 1 { 2 * queues + 1 } else { 2 }]
+    }
+}
+
+/// What a network interface on a TAP is made of.
+pub struct NetConfig {
+    /// The interface's name, for messages.
+    pub id: String,
+    /// What the guest sees. The TAP must have been made for several queues if there are several pairs.
+    pub seen: Seen,
+    /// Name of an existing TAP in our network namespace.
+    pub tap: String,
+    /// Who moves the packets.
+    pub vhost: VhostMode,
     /// Limits of the packets to the guest, and of their bytes.
     pub rx_limiter: LimiterConfig,
     /// Limits of the packets from the guest, and of their bytes.
@@ -119,18 +167,6 @@ pub struct NetConfig {
 }
 
 impl NetConfig {
-    /// Refuses values that no device can have.
-    pub(super) fn check(&self) -> Result<(), NetError> {
-        let id = || self.id.clone();
-        if let Some(mtu) = self.mtu.filter(|&mtu| mtu < MTU_MIN) {
-            return Err(NetError::Mtu { id: id(), mtu });
-        }
-        match self.queues {
-            1..=PAIRS_MAX => Ok(()),
-            queues => Err(NetError::Queues { id: id(), queues }),
-        }
-    }
-
     /// The field, by its name in the configuration, that needs to see the packets.
     fn needs_packets(&self) -> Option<&'static str> {
         [
@@ -155,7 +191,7 @@ pub(super) fn choose_vhost(config: &NetConfig) -> Result<Option<Vhost>, NetError
         }
         (VhostMode::On | VhostMode::Auto, None) => {}
     }
-    match open_vhost(config.queues) {
+    match open_vhost(config.seen.queues) {
         Ok(vhost) => Ok(Some(vhost)),
         Err(source) if config.vhost == VhostMode::On => Err(NetError::Vhost { id: id(), source }),
         Err(error) => {

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::config::NetConfig;
+use super::config::Seen;
 
 /// What vhost-net may lack: VERSION_1, what rings need, and packets over several buffers.
 const RING_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
@@ -28,16 +28,25 @@ const TAP_FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_HOST_TSO6
     | 1 << VIRTIO_NET_F_HOST_ECN;
 
-/// The features of an interface. `vhost` are those that the kernel's vhost-net has, if that moves the packets.
-pub(super) fn offered(config: &NetConfig, vhost: Option<u64>) -> u64 {
-    let optional = [
-        (config.mac.is_some(), 1 << VIRTIO_NET_F_MAC),
-        (config.mtu.is_some(), 1 << VIRTIO_NET_F_MTU),
-        (config.queues > 1, 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ),
-    ];
-    let optional = optional.into_iter().filter(|(wanted, _)| *wanted).map(|(_, bits)| bits);
-    optional.fold(TAP_FEATURES | 1 << VIRTIO_NET_F_STATUS, std::ops::BitOr::bitor)
-        | RING_FEATURES & vhost.unwrap_or(u64::MAX)
+/// What a server by vhost-user is asked for: who moves the packets has these to offer, or not.
+pub(super) const OF_SERVERS: u64 = TAP_FEATURES | 1 << VIRTIO_NET_F_MRG_RXBUF;
+
+/// The features of an interface on a TAP. `vhost` are those that the kernel's vhost-net has, if that moves the packets.
+pub(super) fn offered(seen: &Seen, vhost: Option<u64>) -> u64 {
+    own(seen) | TAP_FEATURES | RING_FEATURES & vhost.unwrap_or(u64::MAX)
+}
+
+/// Those that are ours, whoever moves the packets.
+pub(super) fn own(seen: &Seen) -> u64 {
+    [
+        (true, 1 << VIRTIO_NET_F_STATUS),
+        (seen.mac.is_some(), 1 << VIRTIO_NET_F_MAC),
+        (seen.mtu.is_some(), 1 << VIRTIO_NET_F_MTU),
+        (seen.queues > 1, 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ),
+    ]
+    .into_iter()
+    .filter(|(wanted, _)| *wanted)
+    .fold(0, |all, (_, bits)| all | bits)
 }
 
 /// Whether the driver that accepted `features` takes a packet in several buffers.

@@ -11,26 +11,27 @@ mod receive;
 mod tap;
 mod userspace;
 mod vhost;
+mod vhost_user;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
-use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
 use config::choose_vhost;
-pub use config::{NetConfig, NetError, VhostMode};
+pub use config::{NetConfig, NetError, Seen, VhostMode};
+use control::Control;
 use features::{has_control, has_merged_buffers, has_pairs, offered, offloads};
 use link::LinkWatch;
 use tap::Tap;
 pub use tap::TapError;
 use userspace::Userspace;
 use vhost::Vhost;
+pub use vhost_user::{VhostUserNet, VhostUserNetConfig};
 
-use super::device::{Activation, DeviceError, EventSource, Memory, Server, VirtioDevice};
-use super::iovec::ChainIovecs;
+use super::device::{Activation, DeviceError, EventSource, Server, VirtioDevice};
 use super::virtqueue::Virtqueue;
 use crate::counter::Counters;
 use crate::rate_limiter::LimiterUpdate;
@@ -60,7 +61,8 @@ pub struct Net {
     queue_sizes: Vec<u16>,
     /// `None` if the host does not let us hear of it.
     link: Option<LinkWatch>,
-    running: Option<Running>,
+    /// Of the started device.
+    running: Option<Control>,
 }
 
 enum Backend {
@@ -74,22 +76,34 @@ struct Queues {
     tx: Virtqueue,
 }
 
-/// A started device.
-struct Running {
-    memory: Memory,
-    control: Option<Virtqueue>,
-    iovecs: ChainIovecs,
-    /// Pairs that the driver enabled.
-    pairs: usize,
-    /// Pairs in use: the first one, until the driver says how many (virtio 1.2, section 5.1.6.5.5).
-    active: usize,
+/// What the queues of a device with at most `most` pairs are to a driver that accepted `features`: pairs, those behind a
+/// gap left out, and the control queue.
+fn split(
+    queues: Vec<Option<Virtqueue>>,
+    features: u64,
+    most: usize,
+) -> Result<(Vec<Queues>, Option<Virtqueue>), DeviceError> {
+    let known = if has_pairs(features) { most } else { 1 };
+    let mut queues = queues.into_iter();
+    let mut pairs = Vec::new();
+    let mut gap = false;
+    for _ in 0..known {
+        match (queues.next().flatten(), queues.next().flatten()) {
+            (Some(rx), Some(tx)) if !gap => pairs.push(Queues { rx, tx }),
+            _ => gap = true,
+        }
+    }
+    if pairs.is_empty() {
+        return Err(DeviceError::Driver("did not enable both queues of a network interface"));
+    }
+    Ok((pairs, queues.next().flatten().filter(|_| has_control(features))))
 }
 
 impl Net {
     /// Attaches to the TAP and, where asked for, opens /dev/vhost-net. Starts nothing.
     pub fn new(mut config: NetConfig) -> Result<Self, NetError> {
-        config.check()?;
-        let taps = match Tap::open(&config.tap, config.queues) {
+        config.seen.check(&config.id)?;
+        let taps = match Tap::open(&config.tap, config.seen.queues) {
             Ok(taps) => taps,
             Err(source) => return Err(NetError::Tap { id: config.id, source }),
         };
@@ -111,25 +125,17 @@ impl Net {
             Backend::Userspace(_) => None,
             Backend::Vhost(vhost) => Some(vhost.features()),
         };
-        let mut space = [0; CONFIG_LEN];
-        space[..6].copy_from_slice(&config.mac.unwrap_or_default());
-        space[STATUS_AT..8].copy_from_slice(&status(true));
-        if config.queues > 1 {
-            space[8..10].copy_from_slice(&u16::from(config.queues).to_le_bytes());
-        }
-        space[10..].copy_from_slice(&config.mtu.unwrap_or_default().to_le_bytes());
-        let queues = usize::from(config.queues);
         let link = LinkWatch::new()
             .inspect_err(|error| log::warn!("will not hear when TAP {} goes: {error}", config.tap))
             .ok();
         Self {
-            features: offered(&config, vhost),
+            features: offered(&config.seen, vhost),
+            config: config.seen.space(),
+            queue_sizes: config.seen.queue_sizes(),
             id: config.id,
             taps,
             backend,
-            config: space,
             config_changed: false,
-            queue_sizes: vec![QUEUE_SIZE; if queues > 1 { 2 * queues + 1 } else { 2 }],
             link,
             running: None,
         }
@@ -183,7 +189,7 @@ impl Net {
             Backend::Vhost(vhost) => {
                 vhost.start(memory, &pairs, *features, interrupt.as_ref())?;
                 if let Some(control) = control {
-                    vhost.watch(control.kick())?;
+                    vhost.control.watch(control.kick())?;
                 }
             }
         }
@@ -193,16 +199,8 @@ impl Net {
     /// Does what the driver asks for on its control queue.
     fn serve_control(&mut self) -> Result<(), DeviceError> {
         let Some(mut running) = self.running.take() else { return Ok(()) };
-        let Running { memory, control, iovecs, pairs, active } = &mut running;
-        let served = control.as_mut().map_or(Ok(()), |queue| {
-            // Before what it announces is done, so that nothing announced meanwhile is lost.
-            let _ = queue.kick().read();
-            control::serve(queue, &memory.memory(), iovecs, |count| {
-                let count = usize::from(count);
-                (1..=*pairs).contains(&count) && self.set_active(active, count)
-            })
-        });
-        let taps = &self.taps[..*active];
+        let served = running.serve(|active, count| self.set_active(active, count));
+        let taps = &self.taps[..running.active()];
         self.running = Some(running);
         served?;
         // What came to a pair before it was in use.
@@ -319,7 +317,7 @@ impl VirtioDevice for Net {
             Backend::Userspace(userspace) => {
                 self.taps.iter().map(Tap::as_raw_fd).chain(userspace.timers()).map(edge).collect()
             }
-            Backend::Vhost(vhost) => vec![edge(vhost.error_fd()), edge(vhost.watch_fd())],
+            Backend::Vhost(vhost) => vec![edge(vhost.error_fd()), edge(vhost.control.fd())],
         };
         own.into_iter().chain(self.link.as_ref().map(|link| edge(link.as_raw_fd()))).collect()
     }
@@ -327,20 +325,8 @@ impl VirtioDevice for Net {
     fn start(&mut self, mut activation: Activation) -> Result<(), DeviceError> {
         // What may have happened while nobody looked.
         self.check_link();
-        let known = if has_pairs(activation.features) { self.taps.len() } else { 1 };
-        let mut queues = std::mem::take(&mut activation.queues).into_iter();
-        let mut pairs = Vec::new();
-        let mut gap = false;
-        for _ in 0..known {
-            match (queues.next().flatten(), queues.next().flatten()) {
-                (Some(rx), Some(tx)) if !gap => pairs.push(Queues { rx, tx }),
-                _ => gap = true,
-            }
-        }
-        if pairs.is_empty() {
-            return Err(DeviceError::Driver("did not enable both queues of a network interface"));
-        }
-        let control = queues.next().flatten().filter(|_| has_control(activation.features));
+        let queues = std::mem::take(&mut activation.queues);
+        let (pairs, control) = split(queues, activation.features, self.taps.len())?;
         if self.link_is_up() {
             self.taps[0].set_offloads(offloads(activation.features)).map_err(|source| DeviceError::Host {
                 doing: format!("could not set the offloads of TAP {}", self.taps[0].name()),
@@ -350,17 +336,16 @@ impl VirtioDevice for Net {
         (1..self.taps.len()).for_each(|pair| self.rest(pair));
         let count = pairs.len();
         self.start_backend(&activation, pairs, control.as_ref())?;
-        let (memory, iovecs) = (activation.memory, ChainIovecs::new());
-        self.running = Some(Running { memory, control, iovecs, pairs: count, active: 1 });
+        self.running = Some(Control::new(activation.memory, control, count));
         self.serve_control()
     }
 
     fn queue_event(&mut self, index: usize) -> Result<(), DeviceError> {
-        let Some(Running { control, active, .. }) = &self.running else { return Ok(()) };
-        if control.as_ref().is_some_and(|control| usize::from(control.index()) == index) {
+        let Some(running) = &self.running else { return Ok(()) };
+        if running.is_queue(index) {
             return self.serve_control();
         }
-        let taps = &self.taps[..*active];
+        let taps = &self.taps[..running.active()];
         match (&mut self.backend, index % 2) {
             (Backend::Userspace(userspace), 0) => userspace.receive(index / 2, taps),
             (Backend::Userspace(userspace), _) => userspace.send(index / 2, taps),
@@ -374,14 +359,14 @@ impl VirtioDevice for Net {
             self.check_link();
             return Ok(());
         }
-        let Some(Running { active, .. }) = &self.running else { return Ok(()) };
-        let taps = &self.taps[..*active];
+        let Some(running) = &self.running else { return Ok(()) };
+        let taps = &self.taps[..running.active()];
         match &mut self.backend {
             Backend::Userspace(userspace) => match self.taps.iter().position(|tap| tap.as_raw_fd() == fd) {
                 Some(pair) => userspace.receive(pair, taps),
                 None => userspace.timer_event(fd, taps),
             },
-            Backend::Vhost(vhost) if fd == vhost.watch_fd() => self.serve_control(),
+            Backend::Vhost(vhost) if fd == vhost.control.fd() => self.serve_control(),
             Backend::Vhost(vhost) => vhost.error(),
         }
     }

@@ -19,10 +19,8 @@ fn config() -> NetConfig {
     NetConfig {
         id: "eth0".into(),
         tap: "tap0".into(),
-        mac: None,
+        seen: Seen { mac: None, mtu: None, queues: 1 },
         vhost: VhostMode::Off,
-        mtu: None,
-        queues: 1,
         rx_limiter: LimiterConfig::default(),
         tx_limiter: LimiterConfig::default(),
         mmds: None,
@@ -47,7 +45,10 @@ fn features_and_configuration_space() {
     assert_eq!(plain.config(), [0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]);
     assert_eq!(plain.server(), Server::EventLoop);
 
-    let full = net(NetConfig { mac: Some([2, 0, 0, 0, 0, 0x17]), mtu: Some(0x1234), ..config() });
+    let full = net(NetConfig {
+        seen: Seen { mac: Some([2, 0, 0, 0, 0, 0x17]), mtu: Some(0x1234), queues: 1 },
+        ..config()
+    });
     assert_eq!(full.features(), common | 1 << 5 | 1 << 3);
     assert_eq!(full.config(), [2, 0, 0, 0, 0, 0x17, 1, 0, 0, 0, 0x34, 0x12]);
 }
@@ -86,7 +87,8 @@ fn a_tap_that_is_not_there_is_not_created() {
 
 #[test]
 fn an_mtu_that_the_specification_forbids_is_refused() {
-    let error = Net::new(NetConfig { mtu: Some(67), ..config() }).err().unwrap();
+    let error =
+        Net::new(NetConfig { seen: Seen { mac: None, mtu: Some(67), queues: 1 }, ..config() }).err().unwrap();
     assert!(matches!(error, NetError::Mtu { mtu: 67, .. }));
 }
 
@@ -142,7 +144,7 @@ fn several(queues: u8) -> (Net, Vec<File>) {
         hosts.push(File::from(OwnedFd::from(host)));
     }
     let userspace = Userspace::new(LimiterConfig::default(), LimiterConfig::default(), None).unwrap();
-    let config = NetConfig { queues, ..config() };
+    let config = NetConfig { seen: Seen { mac: None, mtu: None, queues }, ..config() };
     (Net::with_backend(config, taps, Backend::Userspace(Box::new(userspace))), hosts)
 }
 
@@ -153,7 +155,8 @@ fn pairs_of_queues_are_offered_with_a_control_queue() {
     assert_eq!(net.queue_max_sizes(), [256; 7]);
     assert_eq!(net.config(), [0, 0, 0, 0, 0, 0, 1, 0, 3, 0, 0, 0]);
     for queues in [0, 17] {
-        let error = Net::new(NetConfig { queues, ..config() }).err().unwrap();
+        let error =
+            Net::new(NetConfig { seen: Seen { mac: None, mtu: None, queues }, ..config() }).err().unwrap();
         assert!(matches!(error, NetError::Queues { .. }), "{error}");
     }
 }
@@ -198,7 +201,7 @@ fn the_control_queue_is_behind_the_pairs_that_the_driver_knows() {
     assert_eq!(set_pairs(&mut net, &memory, &mut rings[4], 4, 3), 1);
     // What stands in for a TAP here has no second queue: that is refused, and the first goes on.
     assert_eq!(set_pairs(&mut net, &memory, &mut rings[4], 4, 2), 1);
-    assert_eq!(net.running.as_ref().unwrap().active, 1);
+    assert_eq!(net.running.as_ref().unwrap().active(), 1);
     net.reset();
 
     let (alone, mut rings) = activation(&memory, 5, 1 << 17, &[3, 4]);

@@ -16,10 +16,10 @@ use vhost::vhost_kern::vhost_binding::{VHOST_SET_VRING_ADDR, vhost_vring_addr};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio_queue::QueueT;
 use vm_memory::{Address, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
+use super::control::KickWatch;
 use super::{Queues, tap::Tap};
 use crate::virtio::device::{DeviceError, Memory};
 use crate::virtio::interrupt::{Interrupt, Vector};
@@ -43,10 +43,8 @@ pub(super) struct Vhost {
     error: EventFd,
     /// The map that the running workers use.
     memory: Option<Arc<GuestMemoryMmap>>,
-    /// Becomes readable with the kick of the queue that is ours, and not the kernel's. Which one that is depends on the
-    /// driver's features, and the event loop keeps away from the kicks of a device that the kernel serves.
-    watch: Epoll,
-    watched: Option<RawFd>,
+    /// The control queue is ours, and not the kernel's.
+    pub(super) control: KickWatch,
 }
 
 /// What moves the packets of a pair of queues.
@@ -65,7 +63,7 @@ impl Vhost {
         let error = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let pair = |kernel| Pair { kernel: Some(kernel), owned: false };
         let pairs = kernels.into_iter().map(pair).collect();
-        Ok(Self { pairs, features, error, memory: None, watch: Epoll::new()?, watched: None })
+        Ok(Self { pairs, features, error, memory: None, control: KickWatch::new()? })
     }
 
     /// The virtio features that the kernel offers.
@@ -110,21 +108,6 @@ impl Vhost {
         Ok(())
     }
 
-    /// The descriptor that becomes readable with the kick given to [`Self::watch`].
-    pub(super) fn watch_fd(&self) -> RawFd {
-        self.watch.as_raw_fd()
-    }
-
-    /// Has `watch_fd` tell of `kick` until the device is stopped, for as long as `kick` must live.
-    pub(super) fn watch(&mut self, kick: &EventFd) -> Result<(), DeviceError> {
-        let fd = kick.as_raw_fd();
-        self.watch
-            .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))
-            .map_err(host("wait for the kicks of a control queue"))?;
-        self.watched = Some(fd);
-        Ok(())
-    }
-
     /// Has the worker of `pair`, which was started, move packets between its queues and `tap`.
     pub(super) fn attach(&self, pair: usize, tap: &Tap) -> Result<(), DeviceError> {
         let Some(kernel) = self.pairs.get(pair).and_then(|pair| pair.kernel.as_ref()) else { return Ok(()) };
@@ -146,11 +129,7 @@ impl Vhost {
     pub(super) fn stop(&mut self) {
         self.pairs.iter_mut().for_each(Pair::detach);
         self.memory = None;
-        if let Some(fd) = self.watched.take()
-            && let Err(error) = self.watch.ctl(ControlOperation::Delete, fd, EpollEvent::default())
-        {
-            log::debug!("could not end waiting for a control queue: {error}");
-        }
+        self.control.stop();
     }
 }
 

@@ -59,7 +59,8 @@ pub(super) enum StartError {
 }
 
 impl Backend {
-    /// Connects, and negotiates all but the driver's features. The back-end is to have `queues` queues.
+    /// Connects, and negotiates all but the driver's features. The back-end is to have `queues` queues. (Of network
+    /// devices pairs are meant: some back-ends count those, and who counts queues has more.)
     pub(super) fn connect(path: PathBuf, queues: usize) -> Result<Self, VhostUserError> {
         let wire = match Wire::connect(&path, PATIENCE) {
             Ok(wire) => wire,
@@ -73,12 +74,12 @@ impl Backend {
         }
     }
 
-    /// Agrees on what both know. Returns how many queues the back-end has, if it says so.
+    /// Agrees on what both know. Returns how many queues the back-end says that it has.
     fn negotiate(&mut self) -> Result<u64, TalkError> {
         self.wire.tell(Request::SET_OWNER, &[], &[])?;
         self.features = self.wire.ask_number(Request::GET_FEATURES)?;
         if self.features & PROTOCOL == 0 {
-            return Ok(u64::MAX);
+            return Ok(1);
         }
         let known = MQ | REPLY_ACK | CONFIG | INFLIGHT_SHMFD;
         self.protocol = self.wire.ask_number(Request::GET_PROTOCOL_FEATURES)? & known;
@@ -86,7 +87,7 @@ impl Backend {
         if self.protocol & REPLY_ACK != 0 {
             self.wire.expect_acknowledgements();
         }
-        if self.protocol & MQ == 0 { Ok(u64::MAX) } else { self.wire.ask_number(Request::GET_QUEUE_NUM) }
+        if self.protocol & MQ == 0 { Ok(1) } else { self.wire.ask_number(Request::GET_QUEUE_NUM) }
     }
 
     /// The virtio features that it offers.
@@ -123,16 +124,18 @@ impl Backend {
         Ok(())
     }
 
-    /// Hands memory and queues over. Those of a driver that did not accept all of our features are served likewise.
+    /// Hands memory and queues over, those of the indices below `enabled` in use. Those of a driver that did not accept
+    /// all of our features are served likewise. `features` may have some that are not the back-end's concern.
     pub(super) fn start(
         &mut self,
         memory: &GuestMemoryMmap,
         queues: &[Virtqueue],
         features: u64,
         interrupt: &dyn Interrupt,
+        enabled: u16,
     ) -> Result<(), StartError> {
         self.inflight = None;
-        let features = features | self.features & PROTOCOL;
+        let features = (features | PROTOCOL) & self.features;
         self.wire.tell(Request::SET_FEATURES, &features.to_le_bytes(), &[])?;
         let (table, files) = memory_table(memory)?;
         self.wire.tell(Request::SET_MEM_TABLE, &table, &files)?;
@@ -140,13 +143,18 @@ impl Backend {
         for queue in queues {
             self.hand_over(memory, queue, interrupt)?;
         }
-        // Without protocol features a ring is enabled from the start.
-        if self.features & PROTOCOL != 0 {
-            for queue in queues {
-                self.wire.tell(Request::SET_VRING_ENABLE, &state(queue, 1), &[])?;
-            }
+        for queue in queues.iter().filter(|queue| queue.index() < enabled) {
+            self.set_enabled(queue, true)?;
         }
         Ok(())
+    }
+
+    /// Takes `queue` into use, or out of it. Without protocol features a ring is always in use.
+    pub(super) fn set_enabled(&mut self, queue: &Virtqueue, enabled: bool) -> Result<(), TalkError> {
+        match self.features & PROTOCOL {
+            0 => Ok(()),
+            _ => self.wire.tell(Request::SET_VRING_ENABLE, &state(queue, enabled.into()), &[]),
+        }
     }
 
     /// Has the back-end keep what it has taken where we find it when it is gone.
@@ -194,9 +202,7 @@ impl Backend {
     /// Takes the queues away. Each answer means that the back-end does not touch that queue any more.
     pub(super) fn stop(&mut self, queues: &[Virtqueue]) -> Result<(), TalkError> {
         for queue in queues {
-            if self.features & PROTOCOL != 0 {
-                self.wire.tell(Request::SET_VRING_ENABLE, &state(queue, 0), &[])?;
-            }
+            self.set_enabled(queue, false)?;
             self.wire.ask(Request::GET_VRING_BASE, &state(queue, 0), &mut [0; 8])?;
         }
         Ok(())

@@ -55,7 +55,7 @@ impl<D: BackEndDevice> VirtioDevice for D {
     }
 
     fn start(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        self.front_mut().start(activation)
+        self.front_mut().start(activation, u16::MAX)
     }
 
     fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {

@@ -20,6 +20,7 @@ pub(crate) mod peer;
 pub(super) mod wire;
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -107,12 +108,15 @@ pub(super) struct Wanted {
     pub what: String,
     /// Its socket.
     pub path: PathBuf,
-    /// How many queues it is to serve.
+    /// How many queues it is to have; of network devices, pairs of them.
     pub queues: usize,
     /// The features of this kind of device that are passed on to the driver if it offers them.
     pub features: u64,
     /// The answer once it is gone.
     pub refuse: Refuse,
+    /// Whether what the driver puts into the queue of this index wants an answer then. Room for packets does not: given
+    /// back, it would be offered again at once, and so on.
+    pub wants_answers: fn(u16) -> bool,
 }
 
 /// The side of a device that is here.
@@ -132,6 +136,7 @@ struct StandIn {
     /// What the back-end served, for messages.
     what: String,
     refuse: Refuse,
+    wants_answers: fn(u16) -> bool,
     iovecs: ChainIovecs,
     counters: Arc<VhostUserCounters>,
 }
@@ -160,7 +165,7 @@ struct Running {
 impl FrontEnd {
     /// Connects to the server and asks it what it offers. Guest memory must be shared memory.
     pub(super) fn connect(wanted: Wanted) -> Result<Self, VhostUserError> {
-        let Wanted { what, path, queues, features, refuse } = wanted;
+        let Wanted { what, path, queues, features, refuse, wants_answers } = wanted;
         let backend = Backend::connect(path, queues)?;
         let features = backend.features() & (features | RING_FEATURES);
         if features & (1 << VIRTIO_F_VERSION_1) == 0 {
@@ -174,7 +179,13 @@ impl FrontEnd {
             backend,
             lost: false,
             epoll,
-            stand_in: StandIn { what, refuse, iovecs: ChainIovecs::new(), counters: Arc::default() },
+            stand_in: StandIn {
+                what,
+                refuse,
+                wants_answers,
+                iovecs: ChainIovecs::new(),
+                counters: Arc::default(),
+            },
             running: None,
         })
     }
@@ -227,7 +238,8 @@ impl FrontEnd {
         let Some(Running { memory, queues, .. }) = &mut self.running else { return Ok(()) };
         let memory = memory.memory();
         let inflight = self.backend.take_inflight();
-        for queue in queues.iter_mut() {
+        let wants_answers = self.stand_in.wants_answers;
+        for queue in queues.iter_mut().filter(|queue| wants_answers(queue.index())) {
             // What it had taken and not answered is, if it did not say so and answered in order, what is behind the used
             // index.
             let used = queue.resume_after_used(&memory)?;
@@ -245,13 +257,16 @@ impl FrontEnd {
                 DeviceError::Host { doing: "could not wait for a queue's kicks".to_owned(), source }
             })?;
         }
-        (0..queues.len()).try_for_each(|index| self.refuse(index))
+        (0..queues.len()).try_for_each(|place| self.refuse(place))
     }
 
     /// Answers every request in the queue at this place with an error.
     fn refuse(&mut self, place: usize) -> Result<(), DeviceError> {
         let Some(Running { memory, queues, .. }) = &mut self.running else { return Ok(()) };
         let Some(queue) = queues.get_mut(place) else { return Ok(()) };
+        if !(self.stand_in.wants_answers)(queue.index()) {
+            return Ok(());
+        }
         let memory = memory.memory();
         queue.serve(&memory, |chain| self.stand_in.answer(chain, &memory))?;
         Ok(())
@@ -267,18 +282,38 @@ impl FrontEnd {
         Ok(events[..count].iter().map(EpollEvent::data).collect())
     }
 
-    /// As [`VirtioDevice::start`](super::device::VirtioDevice::start).
-    pub(super) fn start(&mut self, activation: Activation) -> Result<(), DeviceError> {
+    /// Whether the back-end is gone.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// As [`VirtioDevice::start`](super::device::VirtioDevice::start), with the queues of the indices below `enabled` in
+    /// use.
+    pub(super) fn start(&mut self, activation: Activation, enabled: u16) -> Result<(), DeviceError> {
         let Activation { memory, queues, features, interrupt } = activation;
         let queues: Vec<Virtqueue> = queues.into_iter().flatten().collect();
         let shared = memory.memory().into_inner();
         if !self.lost
-            && let Err(error) = self.backend.start(&shared, &queues, features, interrupt.as_ref())
+            && let Err(error) = self.backend.start(&shared, &queues, features, interrupt.as_ref(), enabled)
         {
             self.lose(&format!("the back-end could not be started: {error}"));
         }
         self.running = Some(Running { memory, _shared: shared, queues });
         if self.lost { self.take_over() } else { Ok(()) }
+    }
+
+    /// Takes the queues of these indices into use, or out of it. Whether the back-end did.
+    pub(super) fn set_enabled(&mut self, indices: Range<u16>, enabled: bool) -> Result<bool, DeviceError> {
+        let Some(Running { queues, .. }) = &self.running else { return Ok(false) };
+        if self.lost {
+            return Ok(false);
+        }
+        let mut concerned = queues.iter().filter(|queue| indices.contains(&queue.index()));
+        let Err(error) = concerned.try_for_each(|queue| self.backend.set_enabled(queue, enabled)) else {
+            return Ok(true);
+        };
+        self.lose(&format!("the back-end could not be told of a queue: {error}"));
+        self.take_over().map(|()| false)
     }
 
     /// What [`Self::event_source`] names is ready.

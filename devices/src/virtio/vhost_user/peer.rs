@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 
@@ -42,6 +43,8 @@ pub struct Peer {
     pub path: PathBuf,
     _directory: tempfile::TempDir,
     asked: Receiver<u32>,
+    /// The features that it was set to.
+    set: Arc<AtomicU64>,
     /// Its end of the connection, once there is one.
     stream: Receiver<UnixStream>,
     thread: Option<JoinHandle<()>>,
@@ -60,10 +63,15 @@ impl Peer {
         let listener = UnixListener::bind(&path).unwrap();
         let (sender, asked) = mpsc::channel();
         let (streams, stream) = mpsc::channel();
+        let set = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&set);
         let thread = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             streams.send(stream.try_clone().unwrap()).unwrap();
             while let Some((number, flags, body)) = receive(&mut stream) {
+                if number == Request::SET_FEATURES.1 {
+                    seen.store(u64::from_le_bytes(body[..8].try_into().unwrap()), Ordering::Relaxed);
+                }
                 let _ = sender.send(number);
                 match misdeed.as_ref().filter(|(request, _)| request.1 == number) {
                     None => {}
@@ -83,13 +91,18 @@ impl Peer {
                 stream.write_all(&message(number, &answer)).unwrap();
             }
         });
-        Self { path, _directory: directory, asked, stream, thread: Some(thread) }
+        Self { path, _directory: directory, asked, set, stream, thread: Some(thread) }
     }
 
     /// Has it leave. On return its end of the connection is closed.
     pub fn leave(&mut self) {
         self.stream.recv().unwrap().shutdown(Shutdown::Both).unwrap();
         self.thread.take().unwrap().join().unwrap();
+    }
+
+    /// The features that it was set to, to be asked for after an acknowledged request.
+    pub fn features(&self) -> u64 {
+        self.set.load(Ordering::Relaxed)
     }
 
     /// What it was asked for since the last call.
@@ -147,7 +160,7 @@ fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges_with_files([range]).unwrap()
 }
 
-/// A started device with its driver, which has two rings.
+/// A started device with its driver, which has at most five rings.
 pub struct Bench<D> {
     pub memory: GuestMemoryMmap,
     pub rings: Vec<DriverRing>,
@@ -157,7 +170,7 @@ pub struct Bench<D> {
 }
 
 impl<D: VirtioDevice> Bench<D> {
-    const RINGS: [u64; 2] = [0x1000, 0x2000];
+    const RINGS: [u64; 5] = [0x1000, 0x2000, 0xa000, 0xb000, 0xc000];
 
     pub fn new(device: D) -> Self {
         Self::with_memory(device, memory())
