@@ -72,7 +72,7 @@ fn pings(ctx: &Ctx, vhost: &str) -> Result<(), Failure> {
 }
 
 /// MiB that are sent in each direction on each CPU.
-const MIB: u32 = 4;
+pub(super) const MIB: u32 = 4;
 
 /// Bytes of the longest Ethernet frame of an MTU of 1500.
 const FRAME: u64 = 1514;
@@ -99,12 +99,11 @@ fn bulk(ctx: &Ctx, vhost: &str, cpus: u8) -> Result<(), Failure> {
     let expected = if vhost == "on" { usize::from(cpus) } else { 0 };
     check!(workers == expected, "{workers} vhost workers with vhost {vhost} and {cpus} queues");
 
-    // Counted, so that a piece in the wrong place is seen.
-    let words: Vec<u8> = (0..MIB << 18).flat_map(u32::to_le_bytes).collect();
+    let words = words();
     for (order, direction, serve) in [("push", "rx", take as Serve), ("pull", "tx", give as Serve)] {
         let (packets, bytes) = (format!("{direction}_packets"), format!("{direction}_bytes"));
         let before = (tap.count(&packets)?, tap.count(&bytes)?);
-        let (port, server) = listen(cpus, words.clone(), serve)?;
+        let (port, server) = listen(HOST, cpus, words.clone(), serve)?;
         let line = vm.ask(&format!("{order} {port} {MIB}"))?;
         check!(line == format!("{order}ed on {cpus}"), "the guest said `{line}`");
         server.join().map_err(|_| Failure::new("the server panicked"))??;
@@ -136,16 +135,22 @@ fn one_queue_is_not_two(ctx: &Ctx) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What is done with a connection, given what is to pass it.
-type Serve = fn(TcpStream, &[u8]) -> Result<(), Failure>;
+/// What passes a connection: numbers, so that a piece in the wrong place is seen.
+pub(super) fn words() -> Vec<u8> {
+    (0..MIB << 18).flat_map(u32::to_le_bytes).collect()
+}
 
-/// Serves so many connections, and says on which port.
-fn listen(
+/// What is done with a connection, given what is to pass it.
+pub(super) type Serve = fn(TcpStream, &[u8]) -> Result<(), Failure>;
+
+/// Serves so many connections at an address of the host's, and says on which port.
+pub(super) fn listen(
+    host: &str,
     count: u8,
     words: Vec<u8>,
     serve: Serve,
 ) -> Result<(u16, JoinHandle<Result<(), Failure>>), Failure> {
-    let listener = TcpListener::bind((HOST, 0))?;
+    let listener = TcpListener::bind((host, 0))?;
     let port = listener.local_addr()?.port();
     let server = std::thread::spawn(move || {
         let connections: Vec<_> = (0..count).map(|_| listener.accept()).collect::<Result<_, _>>()?;
@@ -159,14 +164,14 @@ fn listen(
     Ok((port, server))
 }
 
-fn take(mut stream: TcpStream, expected: &[u8]) -> Result<(), Failure> {
+pub(super) fn take(mut stream: TcpStream, expected: &[u8]) -> Result<(), Failure> {
     let mut words = Vec::with_capacity(expected.len());
     stream.read_to_end(&mut words)?;
     check!(words == expected, "{} bytes came, which are not the {} sent", words.len(), expected.len());
     Ok(())
 }
 
-fn give(mut stream: TcpStream, words: &[u8]) -> Result<(), Failure> {
+pub(super) fn give(mut stream: TcpStream, words: &[u8]) -> Result<(), Failure> {
     stream.write_all(words)?;
     Ok(stream.shutdown(Shutdown::Write)?)
 }

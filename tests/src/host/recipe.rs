@@ -36,7 +36,7 @@ const DEBIAN_13: Release = Release {
     more: &["trixie-backports"],
     security: "trixie-security",
     kernel_from: Some("trixie-backports"),
-    more_packages: ",virtiofsd,qemu-utils",
+    more_packages: ",virtiofsd,qemu-utils,passt",
 };
 
 /// The release that brings `kernel`.
