@@ -12,6 +12,7 @@ mod fs;
 mod host_selfcheck;
 mod kata;
 mod lab_selfcheck;
+mod limits;
 mod net;
 mod own_base;
 mod pci;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<&'static Case> {
         boots::CASES,
         blk::CASES,
         net::CASES,
+        limits::CASES,
         bad_input::CASES,
         api::CASES,
         fctools::CASES,

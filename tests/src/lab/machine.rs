@@ -139,13 +139,24 @@ impl Machine {
         Running::spawn(command, self.doors, self.silent)
     }
 
+    /// The same with an API.
+    pub fn start_with_api(self) -> Result<(Running, Api), Failure> {
+        std::fs::write(&self.config_file, serde_json::to_vec_pretty(&self.declaration())?)?;
+        let config_file = self.config_file.clone();
+        self.flag("--config-file").flag(config_file).listen()
+    }
+
     /// Launches `pinfold --api-sock SOCKET --cgroup JSON` and waits for the socket. Nothing is declared but the
     /// placement; [`Self::declaration`] says what would be.
     pub fn serve(self) -> Result<(Running, Api), Failure> {
+        let cgroup = self.config["cgroup"].to_string();
+        self.flag("--cgroup").flag(cgroup).listen()
+    }
+
+    fn listen(self) -> Result<(Running, Api), Failure> {
         let socket = self.config_file.with_file_name("api.sock");
         let mut command = Command::new(&self.pinfold);
-        command.arg("--api-sock").arg(&socket).arg("--cgroup").arg(self.config["cgroup"].to_string());
-        command.args(&self.flags);
+        command.arg("--api-sock").arg(&socket).args(&self.flags);
         let running = Running::spawn(command, self.doors, self.silent)?;
         let api = Api::connect(&socket)
             .map_err(|failure| Failure(format!("{failure}; pinfold says: {}", running.errors())))?;
