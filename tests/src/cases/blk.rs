@@ -26,6 +26,12 @@ pub const CASES: &[Case] = &[
         run: io_uring,
     },
     Case {
+        name: "blk_on_block_devices",
+        needs: Needs { kvm: true, ..Needs::NOTHING },
+        timeout: Case::TIMEOUT,
+        run: block_devices,
+    },
+    Case {
         name: "blk_faults_of_the_host",
         needs: Needs { kvm: true, ..Needs::NOTHING },
         timeout: Case::TIMEOUT,
@@ -174,6 +180,61 @@ fn io_uring(ctx: &Ctx) -> Result<(), Failure> {
     vm.expect_exit(0)
 }
 
+/// Drives on block devices, by each engine: contents, discards, zeroes, and a device that grows.
+fn block_devices(ctx: &Ctx) -> Result<(), Failure> {
+    const SIZE: u64 = 8 << 20;
+    let folder = Mounted::tmpfs(&ctx.scratch.join("images"), "64m")?;
+    let loops = ["sync", "async"]
+        .iter()
+        .map(|name| LoopDevice::over(&folder.folder.join(name), SIZE))
+        .collect::<Result<Vec<_>, _>>()?;
+    let machine = Machine::new(ctx)
+        .drive("sync", &loops[0].device, false)
+        .drive("async", &loops[1].device, false)
+        .set("/drives/1/io_engine", json!("Async"))
+        .set("/drives/0/cache_type", json!("Writeback"))
+        .set("/drives/1/cache_type", json!("Writeback"))
+        .steps("blk+wait");
+    let (mut vm, api) = machine.start_with_api()?;
+    for (disk, backing) in ["vda", "vdb"].iter().zip(&loops) {
+        let line = vm.wait_for_guest(&format!("blk {disk} "))?;
+        let expected = format!("blk {disk} bytes={SIZE} ro=0 sha256={}", sha256(&backing.file)?);
+        check!(line == expected, "the guest read `{line}`, not `{expected}`");
+    }
+    for (disk, backing) in ["vda", "vdb"].iter().zip(&loops) {
+        let before = backing.file.metadata()?.blocks();
+        let line = vm.ask(&format!("do blkdiscard -o 4194304 -l 1048576 /dev/{disk} && echo discarded"))?;
+        check!(line == "did discarded", "the guest said `{line}`");
+        let after = backing.file.metadata()?.blocks();
+        check!(after + 2048 <= before, "{disk}: {before} sectors in use before the discard, {after} after");
+        let line = vm.ask(&format!("do pinfold-guest zero /dev/{disk} 5242880 1048576"))?;
+        check!(line == "did pinfold-guest: zeroed", "the guest said `{line}`");
+        let line =
+            vm.ask(&format!("do dd if=/dev/zero of=/dev/{disk} bs=65536 count=16 conv=fsync && echo zeros"))?;
+        check!(line == "did zeros", "the guest said `{line}`");
+        let found = fs::read(&backing.file)?;
+        check!(found[..1 << 20].iter().all(|byte| *byte == 0), "{disk}: what was written is not there");
+        check!(found[4 << 20..6 << 20].iter().all(|byte| *byte == 0), "{disk}: not all is zero");
+        check!(found[6 << 20..] == noise(8 << 20)[6 << 20..], "{disk}: something else has changed");
+
+        backing.grow(2 * SIZE)?;
+        let id = if *disk == "vda" { "sync" } else { "async" };
+        api.patch(&format!("/drives/{id}"), &json!({ "drive_id": id, "path_on_host": backing.device }))?;
+        let expected = format!("disk {disk} bytes={} sha256={}", 2 * SIZE, sha256(&backing.file)?);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let line = vm.ask(&format!("disk {disk}"))?;
+            if line == expected {
+                break;
+            }
+            check!(Instant::now() < deadline, "the guest reads `{line}`, not `{expected}`");
+        }
+    }
+    check!(!vm.console().contains("I/O error"), "the guest met an error: {}", vm.console());
+    vm.send_line("poweroff")?;
+    vm.expect_exit(0)
+}
+
 /// Disks that are full, have shrunk, and are gone: the guest sees errors, and all else goes on.
 fn faults(ctx: &Ctx) -> Result<(), Failure> {
     let small = Mounted::tmpfs(&ctx.scratch.join("small"), "4m")?;
@@ -307,6 +368,37 @@ fn noise(len: usize) -> Vec<u8> {
 fn sha256(file: &Path) -> Result<String, Failure> {
     let output = run(Command::new("sha256sum").arg(file))?;
     Ok(output.split(' ').next().unwrap_or_default().to_owned())
+}
+
+/// A loop device, which goes when this is dropped.
+struct LoopDevice {
+    file: PathBuf,
+    device: PathBuf,
+}
+
+impl LoopDevice {
+    /// One over a new file of so many bytes of noise.
+    fn over(file: &Path, size: u64) -> Result<Self, Failure> {
+        fs::write(file, noise(usize::try_from(size)?))?;
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output()?;
+        check!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
+        let device = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        Ok(Self { file: file.to_owned(), device })
+    }
+
+    /// Makes the file and the device longer.
+    fn grow(&self, size: u64) -> Result<(), Failure> {
+        File::options().write(true).open(&self.file)?.set_len(size)?;
+        run(Command::new("losetup").arg("--set-capacity").arg(&self.device)).map(drop)
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        if let Err(failure) = run(Command::new("losetup").arg("--detach").arg(&self.device)) {
+            eprintln!("{} is still there: {failure}", self.device.display());
+        }
+    }
 }
 
 /// How many flushes the block device has completed: field 16 of its `stat` (Documentation/block/stat.rst).
