@@ -20,6 +20,7 @@
 //! | `reset` | resets by the keyboard controller; the default |
 //! | `triple` | a triple fault |
 //! | `spin` | a loop that never leaves the guest |
+//! | `sleep` | halts with interrupts off |
 //! | `lost` | jumps to where there is no memory, which KVM cannot emulate |
 //! | `talk` | prints for ever |
 
@@ -83,6 +84,10 @@ extern "C" fn main(zero_page: *const u8) -> ! {
         "triple" => triple_fault(),
         "spin" => loop {
             core::hint::spin_loop();
+        },
+        "sleep" => loop {
+            // SAFETY: it waits for an interrupt, and none can come.
+            unsafe { asm!("cli", "hlt", options(nomem, nostack)) }
         },
         // SAFETY: nothing is there, which is the point: see `lost` above.
         "lost" => unsafe { asm!("jmp {}", in(reg) HOLE, options(noreturn)) },
