@@ -62,6 +62,9 @@ const YIELDS: usize = 4;
 /// Pause after a connection could not be accepted, as when there are no descriptors left.
 const BREATH: Duration = Duration::from_millis(50);
 
+/// Descriptors that the runtime takes, and some to spare: epoll's and two copies, an eventfd, a pair of sockets.
+const RUNTIME_FDS: usize = 8;
+
 /// Why there is no API.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -202,6 +205,9 @@ impl Server {
     /// Makes what serving takes, so that the thread that serves needs to make no descriptors of its own.
     pub fn prepare(self) -> Result<Prepared, ServerError> {
         let failed = |doing| move |source| ServerError::Serve { doing, source };
+        // The library panics when it cannot have some of its descriptors.
+        let spare: io::Result<Vec<_>> = (0..RUNTIME_FDS).map(|_| self.listener.try_clone()).collect();
+        drop(spare.map_err(failed("making the runtime"))?);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()

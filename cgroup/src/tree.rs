@@ -92,6 +92,19 @@ pub struct Tree {
 }
 
 impl Plan {
+    /// What removes the groups if this process is killed before it has a [`Cleaner`] from [`Plan::create`], to be used
+    /// by another process. None for a v2 scope: systemd cleans that up, and nobody else may be in it when controllers are
+    /// enabled there.
+    ///
+    /// # Errors
+    /// When the base group cannot be opened.
+    pub fn cleaner(&self) -> Result<Option<Cleaner>, Error> {
+        if self.v2 && self.in_scope {
+            return Ok(None);
+        }
+        Ok(Some(Cleaner::open(&self.sites, self.in_scope)?))
+    }
+
     /// Makes the groups, sets their limits, and opens the descriptors to join them by, and those to leave and
     /// remove them by.
     ///

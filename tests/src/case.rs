@@ -53,6 +53,8 @@ pub struct Needs {
     pub systemd: bool,
     /// A block device to overwrite ([`Ctx::scratch_disk`]).
     pub scratch_disk: bool,
+    /// A clock that may be set.
+    pub clock: bool,
     /// This version of cgroups, with cpu, cpuset, io (v1: blkio), memory and pids.
     pub cgroup: Option<CgroupVersion>,
     /// This generation of kernels.
@@ -66,6 +68,7 @@ impl Needs {
         vhost_net: false,
         systemd: false,
         scratch_disk: false,
+        clock: false,
         cgroup: None,
         kernel: None,
     };
@@ -107,10 +110,13 @@ pub struct Ctx {
     pub scratch: PathBuf,
     /// A block device that the case may overwrite.
     pub scratch_disk: Option<PathBuf>,
+    /// How many times as often as usual to do what is done many times: `PINFOLD_TEST_REPEAT`.
+    pub repeat: usize,
 }
 
 impl Ctx {
-    /// The context of files named as in a job folder (`pinfold`, `pinctl`, `vmlinux`, `bzImage`, `initramfs`).
+    /// The context of files named as in a job folder (`pinfold`, `pinctl`, `vmlinux`, `bzImage`, `initramfs`, and
+    /// `repeat`, which holds a number).
     pub fn of_job(job: &Path, scratch: &Path, scratch_disk: Option<PathBuf>) -> Self {
         Self {
             pinfold: job.join("pinfold"),
@@ -120,6 +126,10 @@ impl Ctx {
             initramfs: job.join("initramfs"),
             scratch: scratch.to_owned(),
             scratch_disk,
+            repeat: std::fs::read_to_string(job.join("repeat"))
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(1),
         }
     }
 }

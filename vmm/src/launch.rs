@@ -46,7 +46,8 @@ fn launch() -> Result<Code, Failure> {
             order.filters.hide_backtraces();
             let placed = Image::open().and_then(|image| {
                 let report = args.exit_report.as_deref();
-                Placement::establish(&image, &args.id, &order, report)?.exec(&image, &order)
+                let socket = (!args.no_api).then_some(args.api_sock.as_path());
+                Placement::establish(&image, &args.id, &order, report, socket)?.exec(&image, &order)
             });
             (placed.map_err(|error| Failure::configuration(&error))?, order)
         }

@@ -21,6 +21,7 @@ mod exit;
 mod exit_report;
 mod files;
 mod footprint;
+mod guard;
 mod io_thread;
 mod irq;
 pub mod launch;

@@ -19,6 +19,7 @@ use crate::base::{self, BaseError};
 use crate::descriptors::{self, Descriptors, HandoverError};
 use crate::exit::{Code, chain};
 use crate::exit_report::Pending;
+use crate::guard::Guard;
 use crate::metrics::METRICS;
 use crate::reaper::{self, Link, ReaperError};
 use crate::seccomp::Filters;
@@ -120,12 +121,13 @@ struct State {
 
 impl Placement {
     /// Makes the groups, joins them with the calling thread, which is the only one, and starts the reaper, which
-    /// writes a report to `report` in the end.
+    /// writes a report to `report` in the end, and removes the API's `socket` if we cannot.
     pub fn establish(
         image: &Image,
         id: &InstanceId,
         order: &Order,
         report: Option<&Path>,
+        socket: Option<&Path>,
     ) -> Result<Self, PlacementError> {
         let section = &order.config.cgroup;
         if section.driver == Driver::None {
@@ -138,6 +140,8 @@ impl Placement {
             cgroup::Hierarchies::discover().map_err(|error| cgroup::Error::Plan(error.into()))?;
         request.parent = base::choose(id, section, order.cgroups_path.as_deref(), &request, &hierarchies)?;
         let plan = cgroup::resolve_in(&hierarchies, &request)?;
+        let guard = plan.cleaner()?.map(Guard::start).transpose();
+        let guard = guard.map_err(|source| ReaperError::Start { doing: "fork", source })?;
         let (tree, limits, cleaner) = plan.create()?;
         let report = report.map(|file| {
             let account = limits.layout().account();
@@ -157,7 +161,8 @@ impl Placement {
             }
             return Err(error.into());
         }
-        let reaper = reaper::start(image.as_fd(), id.as_str(), cleaner, report, &order.filters)?;
+        let reaper = reaper::start(image.as_fd(), id.as_str(), cleaner, report, socket, &order.filters)?;
+        drop(guard);
         Ok(Self::Placed { tree: Arc::new(tree), limits: Box::new(limits), reaper })
     }
 

@@ -4,12 +4,15 @@
 //! end of a socket whose other end we hold, and our standard error. A cgroup that holds a process cannot be
 //! removed, so when we end it moves itself (and, when asked to while we still live, us) to where we were
 //! started, removes what was made, and only then lets go of standard error: whoever waits for its end of file
-//! knows that nothing of ours is left.
+//! knows that nothing of ours is left. If we were killed, that includes the API's socket.
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -67,6 +70,8 @@ struct State {
     cleaner: cgroup::CleanerState,
     /// For the report, where there is to be one.
     account: Option<cgroup::Account>,
+    /// The API's, relative to where we were started.
+    socket: Option<OsString>,
     filters: Filters,
 }
 
@@ -105,13 +110,14 @@ impl Link {
 }
 
 /// Starts the reaper, which `image` is executed for, and waits until it is ready. The calling thread is in the
-/// overhead group already, and so is the reaper from its birth. It writes `report` in the end. Without a reaper the groups
-/// are left and removed.
+/// overhead group already, and so is the reaper from its birth. In the end it writes `report`, and it removes the API's
+/// `socket` if this process is killed. Without a reaper the groups are left and removed.
 pub fn start(
     image: BorrowedFd<'_>,
     id: &str,
     cleaner: cgroup::Cleaner,
     report: Option<Pending>,
+    socket: Option<&Path>,
     filters: &Filters,
 ) -> Result<Link, ReaperError> {
     let (cleaner, fds) = cleaner.into_parts();
@@ -121,7 +127,8 @@ pub fn start(
         account
     });
     let pid = std::process::id().cast_signed();
-    let state = State { id: id.to_owned(), pid, cleaner, account, filters: filters.clone() };
+    let socket = socket.map(|path| path.as_os_str().to_owned());
+    let state = State { id: id.to_owned(), pid, cleaner, account, socket, filters: filters.clone() };
     spawn(image, &state, &mut given).inspect_err(|_| {
         let removed = cgroup::Cleaner::from_parts(state.cleaner, given.into_iter().collect())
             .and_then(|cleaner| cleaner.leave_and_remove(PATIENCE));
@@ -180,9 +187,9 @@ pub fn run(fd: RawFd) -> Result<(), ReaperError> {
     let report = given.remove(REPORT).map(|file| Pending { file, account: state.account });
     let cleaner = cgroup::Cleaner::from_parts(state.cleaner, given.into_iter().collect())?;
     let mut link = UnixStream::from(link);
-    let failed = |doing| move |source| ReaperError::Start { doing, source };
     state.filters.install(Role::Reaper)?;
-    link.write_all(&[READY]).map_err(failed("answer"))?;
+    // It fails if the process is gone already, which is no reason to leave its groups.
+    let _ = link.write_all(&[READY]);
     let mut said = [0; 2];
     // Of a process that was killed the link just ends.
     let _ = link.read_exact(&mut said);
@@ -198,6 +205,9 @@ pub fn run(fd: RawFd) -> Result<(), ReaperError> {
         if let (Some(fd), Some(settings)) = (&terminal, &settings) {
             let _ = console::set_terminal(fd.as_fd(), settings);
         }
+        if let Some(socket) = &state.socket {
+            remove_unused_socket(Path::new(socket));
+        }
         Ending::of(state.pid, pidfd.as_fd())
     };
     if let Some(report) = report {
@@ -207,6 +217,21 @@ pub fn run(fd: RawFd) -> Result<(), ReaperError> {
         log::warn!("{}", chain(&error));
     }
     Ok(())
+}
+
+/// Removes the file at `path` if it is a socket's, and no process has that socket any more.
+fn remove_unused_socket(path: &Path) {
+    let is_socket = path.symlink_metadata().is_ok_and(|data| data.file_type().is_socket());
+    // A socket of another type than the one at the path neither waits for it nor disturbs it: the kernel says
+    // EPROTOTYPE, unless nobody has that one any more.
+    let answer = UnixDatagram::unbound().and_then(|probe| probe.connect(path));
+    let unused = answer.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if is_socket
+        && unused
+        && let Err(error) = std::fs::remove_file(path)
+    {
+        log::warn!("cannot remove the API's socket {}: {error}", path.display());
+    }
 }
 
 /// Waits for the end of the process behind `pidfd`.
@@ -225,5 +250,28 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
         // SAFETY: it is a new descriptor, which nobody else owns.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn only_a_socket_that_nobody_has_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        remove_unused_socket(&path);
+        assert!(path.exists(), "somebody listens");
+        drop(listener);
+        remove_unused_socket(&path);
+        assert!(!path.exists(), "nobody has it");
+        remove_unused_socket(&path);
+        std::fs::write(&path, "").unwrap();
+        remove_unused_socket(&path);
+        assert!(path.exists(), "it is no socket");
     }
 }

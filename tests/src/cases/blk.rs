@@ -195,7 +195,7 @@ fn block_devices(ctx: &Ctx) -> Result<(), Failure> {
         .set("/drives/0/cache_type", json!("Writeback"))
         .set("/drives/1/cache_type", json!("Writeback"))
         .steps("blk+wait");
-    let (mut vm, api) = machine.start_with_api()?;
+    let (mut vm, api) = machine.start_and_connect()?;
     for (disk, backing) in ["vda", "vdb"].iter().zip(&loops) {
         let line = vm.wait_for_guest(&format!("blk {disk} "))?;
         let expected = format!("blk {disk} bytes={SIZE} ro=0 sha256={}", sha256(&backing.file)?);

@@ -52,7 +52,7 @@ fn exact(ctx: &Ctx) -> Result<(), Failure> {
         .set("/network-interfaces/0/tx_rate_limiter", limit("bandwidth", NET))
         .set("/metrics", json!({ "metrics_path": file }))
         .steps("net+wait")
-        .start_with_api()?;
+        .start_and_connect()?;
     vm.wait_for_guest("waiting")?;
     let mut meters = Meters { api, file };
 

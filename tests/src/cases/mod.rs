@@ -7,11 +7,14 @@ mod boots;
 mod cgroup_live;
 mod demo;
 mod exit_report;
+mod faults;
 mod fctools;
 mod fs;
 mod host_selfcheck;
 mod kata;
+mod kills;
 mod lab_selfcheck;
+mod launches;
 mod limits;
 mod net;
 mod own_base;
@@ -52,6 +55,9 @@ pub fn all() -> Vec<&'static Case> {
         cgroup_live::CASES,
         exit_report::CASES,
         why::CASES,
+        faults::CASES,
+        kills::CASES,
+        launches::CASES,
     ]
     .into_iter()
     .flatten()

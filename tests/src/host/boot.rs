@@ -206,8 +206,16 @@ pub fn link_job(folder: &Path, guest: &GuestFiles, binaries: &Binaries) -> Resul
     add_guest_binary(&guest.initramfs, binaries, &folder.join("initramfs"))
 }
 
-/// Links a job's programs and kernels into `folder`.
+/// Links a job's programs and kernels into `folder`, and writes there how often to repeat what is repeated.
 pub fn link_binaries(folder: &Path, guest: &GuestFiles, binaries: &Binaries) -> Result<(), HostError> {
+    let repeat = std::env::var("PINFOLD_TEST_REPEAT").unwrap_or_else(|_| "1".to_owned());
+    if !repeat.parse().is_ok_and(|number: u16| number > 0) {
+        return Err(HostError::Unexpected(format!(
+            "PINFOLD_TEST_REPEAT is `{repeat}`: give a number from 1 on"
+        )));
+    }
+    let file = folder.join("repeat");
+    fs::write(&file, repeat).map_err(HostError::file("write", file))?;
     for (name, target) in [
         ("pinfold", &binaries.pinfold),
         ("pinfold-suite", &binaries.suite),

@@ -30,6 +30,7 @@ pub struct Machine {
     flags: Vec<OsString>,
     doors: Vec<File>,
     silent: bool,
+    shell: String,
 }
 
 impl Machine {
@@ -50,7 +51,31 @@ impl Machine {
             flags: Vec::new(),
             doors: Vec::new(),
             silent: false,
+            shell: String::new(),
         }
+    }
+
+    /// A VM that takes a moment: 8 MiB, and the small guest (`tests/guest/small.rs`), which does what `words` say.
+    pub fn small(ctx: &Ctx, words: &str) -> Result<Self, Failure> {
+        let kernel = ctx.scratch.join("small-guest");
+        if !kernel.exists() {
+            std::fs::write(&kernel, include_bytes!(concat!(env!("OUT_DIR"), "/small-guest")))?;
+        }
+        let boot = json!({ "kernel_image_path": kernel, "boot_args": words });
+        Ok(Self::new(ctx).set("/boot-source", boot).mem_mib(8).silent())
+    }
+
+    /// Keeps the configuration and the API's socket in a folder of this name, for one VM of several.
+    pub fn named(mut self, name: &str) -> Result<Self, Failure> {
+        let folder = self.config_file.with_file_name(name);
+        std::fs::create_dir_all(&folder)?;
+        self.config_file = folder.join("vm.json");
+        Ok(self)
+    }
+
+    /// The API's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.config_file.with_file_name("api.sock")
     }
 
     /// Boots this kernel.
@@ -125,6 +150,18 @@ impl Machine {
         Ok(self)
     }
 
+    /// Has a shell launch it after `command`, such as `ulimit -n 24`.
+    pub fn limited(mut self, command: &str) -> Self {
+        self.shell = format!("{command}; exec \"$0\" \"$@\"");
+        self
+    }
+
+    /// Lets the guest's console go to `fifo`.
+    pub fn console_to(mut self, fifo: &Path) -> Self {
+        self.shell = format!("exec \"$0\" \"$@\" >'{}'", fifo.display());
+        self
+    }
+
     /// Does not print the guest's console as it comes.
     pub fn silent(mut self) -> Self {
         self.silent = true;
@@ -133,34 +170,40 @@ impl Machine {
 
     /// Writes the JSON file and launches `pinfold --no-api --config-file FILE`.
     pub fn start(self) -> Result<Running, Failure> {
+        self.launch(|command| command.arg("--no-api"))
+    }
+
+    /// Writes the JSON file and launches `pinfold --api-sock SOCKET --config-file FILE`. Does not wait for the socket.
+    pub fn start_with_api(self) -> Result<Running, Failure> {
+        let socket = self.socket();
+        self.launch(|command| command.arg("--api-sock").arg(socket))
+    }
+
+    fn launch(self, api: impl FnOnce(&mut Command) -> &mut Command) -> Result<Running, Failure> {
         std::fs::write(&self.config_file, serde_json::to_vec_pretty(&self.declaration())?)?;
         let mut command = Command::new(&self.pinfold);
-        command.arg("--no-api").arg("--config-file").arg(&self.config_file).args(&self.flags);
+        if !self.shell.is_empty() {
+            command = Command::new("sh");
+            command.arg("-c").arg(&self.shell).arg(&self.pinfold);
+        }
+        api(&mut command).arg("--config-file").arg(&self.config_file).args(&self.flags);
         Running::spawn(command, self.doors, self.silent)
     }
 
-    /// The same with an API.
-    pub fn start_with_api(self) -> Result<(Running, Api), Failure> {
-        std::fs::write(&self.config_file, serde_json::to_vec_pretty(&self.declaration())?)?;
-        let config_file = self.config_file.clone();
-        self.flag("--config-file").flag(config_file).listen()
+    /// The same, and waits for the socket.
+    pub fn start_and_connect(self) -> Result<(Running, Api), Failure> {
+        let socket = self.socket();
+        connected(self.start_with_api()?, &socket)
     }
 
     /// Launches `pinfold --api-sock SOCKET --cgroup JSON` and waits for the socket. Nothing is declared but the
     /// placement; [`Self::declaration`] says what would be.
     pub fn serve(self) -> Result<(Running, Api), Failure> {
-        let cgroup = self.config["cgroup"].to_string();
-        self.flag("--cgroup").flag(cgroup).listen()
-    }
-
-    fn listen(self) -> Result<(Running, Api), Failure> {
-        let socket = self.config_file.with_file_name("api.sock");
+        let socket = self.socket();
         let mut command = Command::new(&self.pinfold);
-        command.arg("--api-sock").arg(&socket).args(&self.flags);
-        let running = Running::spawn(command, self.doors, self.silent)?;
-        let api = Api::connect(&socket)
-            .map_err(|failure| Failure(format!("{failure}; pinfold says: {}", running.errors())))?;
-        Ok((running, api))
+        command.arg("--api-sock").arg(&socket).arg("--cgroup").arg(self.config["cgroup"].to_string());
+        command.args(&self.flags);
+        connected(Running::spawn(command, self.doors, self.silent)?, &socket)
     }
 
     /// The configuration as [`Self::start`] would write it.
@@ -182,6 +225,13 @@ impl Machine {
         }
         self
     }
+}
+
+/// Waits for the API's socket.
+fn connected(running: Running, socket: &Path) -> Result<(Running, Api), Failure> {
+    let api = Api::connect(socket)
+        .map_err(|failure| Failure(format!("{failure}; pinfold says: {}", running.errors())))?;
+    Ok((running, api))
 }
 
 /// The two containers of the design's example, for the section `cgroup`: together 5 CPUs, 5120 shares and 600 MiB.

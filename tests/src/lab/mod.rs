@@ -3,16 +3,20 @@
 
 mod api;
 mod cgroups;
+mod leaks;
 mod machine;
 mod openapi;
+mod sectors;
 mod tap;
 mod threads;
 mod tree;
 
 pub use api::{Api, Response, request};
 pub use cgroups::{Group, Made, Pod, Unit, caller};
+pub use leaks::{Tally, adopt_orphans, expect_no_children};
 pub use machine::{Machine, Running, containers_of_record};
 pub use openapi::get_as_documented;
+pub use sectors::Sectors;
 pub use tap::Tap;
 pub use threads::{Role, Thread, scan, strays};
 pub use tree::render;

@@ -76,7 +76,8 @@ fn allowed(role: Role) -> Vec<(Call, i32)> {
     let epoll =
         (("epoll_ctl", libc::SYS_epoll_ctl, [NO_FD, libc::EPOLL_CTL_DEL as usize, 0, 0]), libc::EBADF);
     // Anybody may panic, and leaves the terminal as it was. A wait by ppoll is a drive's.
-    let mut all = vec![write, ioctl(0x5401), ioctl(0x5402)];
+    let yielding = (("sched_yield", libc::SYS_sched_yield, [0; 4]), 0);
+    let mut all = vec![write, yielding, ioctl(0x5401), ioctl(0x5402)];
     if matches!(role, Role::Main | Role::Io) {
         all.push((("ppoll", libc::SYS_ppoll, [NO_FD, 1, 0, 0]), libc::EFAULT));
     }
@@ -99,7 +100,17 @@ fn allowed(role: Role) -> Vec<(Call, i32)> {
             let rmdir = [NO_FD, 0, libc::AT_REMOVEDIR as usize, 0];
             let ask = (("pidfd_send_signal", libc::SYS_pidfd_send_signal, [NO_FD, 0, 0, 0]), libc::EBADF);
             let open = (("openat", libc::SYS_openat, [NO_FD, 0, 0, 0]), libc::EFAULT);
-            vec![(("unlinkat", libc::SYS_unlinkat, rmdir), libc::EFAULT), ask, open, ioctl(0xc040_ff0b)]
+            let datagrams = [libc::AF_UNIX as usize, libc::SOCK_DGRAM as usize, NO_FD, 0];
+            let probe = (("socket", libc::SYS_socket, datagrams), libc::EPROTONOSUPPORT);
+            let connect = (("connect", libc::SYS_connect, [NO_FD, 0, 0, 0]), libc::EBADF);
+            vec![
+                probe,
+                connect,
+                (("unlinkat", libc::SYS_unlinkat, rmdir), libc::EFAULT),
+                ask,
+                open,
+                ioctl(0xc040_ff0b),
+            ]
         }
     });
     all

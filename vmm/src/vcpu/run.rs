@@ -129,61 +129,115 @@ impl Vcpu {
 
     /// One KVM_RUN.
     fn enter(&mut self) -> Outcome {
-        let error = |reason: String| {
+        let outcome = match self.fd.run() {
+            Ok(exit) => answer(exit, &self.outside, self.exits),
+            Err(failure) => match failure.errno() {
+                libc::EINTR => Ok(Outcome::Interrupted),
+                libc::EAGAIN => Ok(Outcome::Continue),
+                _ => Err(format!("KVM_RUN failed: {failure}")),
+            },
+        };
+        outcome.unwrap_or_else(|reason| {
             METRICS.vcpu.failures.inc();
             Outcome::Ended(ExitKind::Error(format!("vCPU {}: {reason}", self.index)))
-        };
-        match self.fd.run() {
-            Ok(exit) => match exit {
-                VcpuExit::IoIn(port, data) => {
-                    self.exits.io_in();
-                    self.outside.pio.read(u64::from(port), data);
-                    Outcome::Continue
-                }
-                VcpuExit::IoOut(port, data) => {
-                    self.exits.io_out();
-                    self.outside.pio.write(u64::from(port), data);
-                    Outcome::Continue
-                }
-                VcpuExit::MmioRead(address, data) => {
-                    self.exits.mmio_read();
-                    self.outside.mmio.read(address, data);
-                    Outcome::Continue
-                }
-                VcpuExit::MmioWrite(address, data) => {
-                    self.exits.mmio_write();
-                    self.outside.mmio.write(address, data);
-                    Outcome::Continue
-                }
-                VcpuExit::Intr => Outcome::Interrupted,
-                // A triple fault: what a PC answers with a reset.
-                VcpuExit::Shutdown => Outcome::Ended(ExitKind::Reset),
-                VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Outcome::Ended(ExitKind::Reset),
-                VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Outcome::Ended(ExitKind::PowerOff),
-                VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
-                    error("the guest reported a crash (KVM_SYSTEM_EVENT_CRASH)".to_owned())
-                }
-                VcpuExit::FailEntry(reason, cpu) => error(format!(
-                    "the processor refused to enter the guest (KVM_EXIT_FAIL_ENTRY, hardware reason {reason:#x}, \
-                     host CPU {cpu})"
-                )),
-                VcpuExit::InternalError => {
-                    error("KVM cannot go on (KVM_EXIT_INTERNAL_ERROR; see the host's kernel log)".to_owned())
-                }
-                other => error(format!("KVM exit of a kind that nobody handles: {other:?}")),
-            },
-            Err(failure) => match failure.errno() {
-                libc::EINTR => Outcome::Interrupted,
-                libc::EAGAIN => Outcome::Continue,
-                _ => error(format!("KVM_RUN failed: {failure}")),
-            },
+        })
+    }
+}
+
+/// Does what the guest left for, or says why it cannot go on.
+fn answer(exit: VcpuExit<'_>, outside: &Outside, exits: &VcpuExits) -> Result<Outcome, String> {
+    match exit {
+        VcpuExit::IoIn(port, data) => {
+            exits.io_in();
+            outside.pio.read(u64::from(port), data);
+            Ok(Outcome::Continue)
         }
+        VcpuExit::IoOut(port, data) => {
+            exits.io_out();
+            outside.pio.write(u64::from(port), data);
+            Ok(Outcome::Continue)
+        }
+        VcpuExit::MmioRead(address, data) => {
+            exits.mmio_read();
+            outside.mmio.read(address, data);
+            Ok(Outcome::Continue)
+        }
+        VcpuExit::MmioWrite(address, data) => {
+            exits.mmio_write();
+            outside.mmio.write(address, data);
+            Ok(Outcome::Continue)
+        }
+        VcpuExit::Intr => Ok(Outcome::Interrupted),
+        // A triple fault: what a PC answers with a reset.
+        VcpuExit::Shutdown => Ok(Outcome::Ended(ExitKind::Reset)),
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Ok(Outcome::Ended(ExitKind::Reset)),
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Ok(Outcome::Ended(ExitKind::PowerOff)),
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
+            Err("the guest reported a crash (KVM_SYSTEM_EVENT_CRASH)".to_owned())
+        }
+        VcpuExit::FailEntry(reason, cpu) => Err(format!(
+            "the processor refused to enter the guest (KVM_EXIT_FAIL_ENTRY, hardware reason {reason:#x}, host CPU \
+             {cpu})"
+        )),
+        VcpuExit::InternalError => {
+            Err("KVM cannot go on (KVM_EXIT_INTERNAL_ERROR; see the host's kernel log)".to_owned())
+        }
+        other => Err(format!("KVM exit of a kind that nobody handles: {other:?}")),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use devices::bus::Bus;
+    use devices::legacy::ExitSignal;
+
     use super::*;
+
+    /// How a guest goes on that left for `exit`.
+    fn after(exit: VcpuExit<'_>) -> Result<&'static str, String> {
+        let outside = Outside {
+            pio: Arc::new(Bus::new()),
+            mmio: Arc::new(Bus::new()),
+            exit: Arc::new(ExitSignal::new().unwrap()),
+        };
+        answer(exit, &outside, METRICS.vcpu.exits(0)).map(|outcome| match outcome {
+            Outcome::Continue => "on",
+            Outcome::Interrupted => "interrupted",
+            Outcome::Ended(ExitKind::Reset) => "reset",
+            Outcome::Ended(ExitKind::PowerOff) => "off",
+            Outcome::Ended(ExitKind::Error(_)) => "error",
+        })
+    }
+
+    #[test]
+    fn exits_that_end_the_guest() {
+        assert_eq!(after(VcpuExit::Shutdown), Ok("reset"));
+        assert_eq!(after(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, &[])), Ok("reset"));
+        assert_eq!(after(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, &[])), Ok("off"));
+        assert_eq!(after(VcpuExit::Intr), Ok("interrupted"));
+        assert_eq!(after(VcpuExit::IoOut(0x80, &[1])), Ok("on"));
+        assert_eq!(after(VcpuExit::MmioRead(0, &mut [0])), Ok("on"));
+    }
+
+    #[test]
+    fn an_exit_that_nobody_expects_says_what_it_is() {
+        for (exit, word) in [
+            (VcpuExit::Unknown, "Unknown"),
+            (VcpuExit::Unsupported(77), "77"),
+            (VcpuExit::Exception, "Exception"),
+            (VcpuExit::Hlt, "Hlt"),
+            (VcpuExit::Nmi, "Nmi"),
+            (VcpuExit::SystemEvent(99, &[]), "99"),
+            (VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, &[]), "crash"),
+            (VcpuExit::FailEntry(0x8000_0021, 3), "0x80000021"),
+            (VcpuExit::InternalError, "KVM_EXIT_INTERNAL_ERROR"),
+        ] {
+            let reason = after(exit).unwrap_err();
+            assert!(reason.contains(word), "{word}: {reason}");
+        }
+    }
 
     #[test]
     fn every_command_leads_somewhere_from_every_state() {
