@@ -99,6 +99,7 @@ mod plan;
 mod resources;
 mod scope;
 mod settings;
+mod sight;
 mod sites;
 mod snapshot;
 mod stats;
