@@ -9,6 +9,7 @@ mod demo;
 mod exit_report;
 mod fctools;
 mod fs;
+mod hierarchies;
 mod host_selfcheck;
 mod kata;
 mod lab_selfcheck;
@@ -17,6 +18,7 @@ mod own_base;
 mod pci;
 mod placement;
 mod readme;
+mod scenarios;
 mod seccomp;
 mod systemd;
 mod vhost_user;
@@ -45,6 +47,7 @@ pub fn all() -> Vec<&'static Case> {
         seccomp::CASES,
         own_base::CASES,
         pci::CASES,
+        hierarchies::CASES,
         placement::CASES,
         systemd::CASES,
         cgroup_live::CASES,
@@ -53,6 +56,7 @@ pub fn all() -> Vec<&'static Case> {
     ]
     .into_iter()
     .flatten()
+    .chain(scenarios::cases())
     .collect()
 }
 

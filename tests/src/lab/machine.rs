@@ -28,6 +28,7 @@ pub struct Machine {
     steps: String,
     extra_args: String,
     flags: Vec<OsString>,
+    wrapper: Vec<String>,
     doors: Vec<File>,
     silent: bool,
 }
@@ -48,6 +49,7 @@ impl Machine {
             steps: "hello+poweroff".to_owned(),
             extra_args: String::new(),
             flags: Vec::new(),
+            wrapper: Vec::new(),
             doors: Vec::new(),
             silent: false,
         }
@@ -56,6 +58,14 @@ impl Machine {
     /// Boots this kernel.
     pub fn kernel(self, path: &Path) -> Self {
         self.set("/boot-source/kernel_image_path", json!(path))
+    }
+
+    /// Boots a guest that halts its first CPU for ever and starts no other, on any KVM. The threads are those of a VM.
+    pub fn idle(mut self) -> Result<Self, Failure> {
+        let kernel = self.config_file.with_file_name("idle");
+        std::fs::write(&kernel, idle_kernel())?;
+        self.config["boot-source"] = json!({ "kernel_image_path": kernel });
+        Ok(self)
     }
 
     /// What the guest's init does, as `hello+blk+wait` (see `tests/guest/init`).
@@ -119,6 +129,12 @@ impl Machine {
         self
     }
 
+    /// Launches by this command and its arguments, which is to execute what comes after them.
+    pub fn within(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(ToString::to_string).collect();
+        self
+    }
+
     /// Launches from this cgroup, as a container runtime's daemon would.
     pub fn from_caller(mut self, caller: &Group) -> Result<Self, Failure> {
         self.doors = caller.doors()?;
@@ -134,7 +150,7 @@ impl Machine {
     /// Writes the JSON file and launches `pinfold --no-api --config-file FILE`.
     pub fn start(self) -> Result<Running, Failure> {
         std::fs::write(&self.config_file, serde_json::to_vec_pretty(&self.declaration())?)?;
-        let mut command = Command::new(&self.pinfold);
+        let mut command = self.command();
         command.arg("--no-api").arg("--config-file").arg(&self.config_file).args(&self.flags);
         Running::spawn(command, self.doors, self.silent)
     }
@@ -143,7 +159,7 @@ impl Machine {
     /// placement; [`Self::declaration`] says what would be.
     pub fn serve(self) -> Result<(Running, Api), Failure> {
         let socket = self.config_file.with_file_name("api.sock");
-        let mut command = Command::new(&self.pinfold);
+        let mut command = self.command();
         command.arg("--api-sock").arg(&socket).arg("--cgroup").arg(self.config["cgroup"].to_string());
         command.args(&self.flags);
         let running = Running::spawn(command, self.doors, self.silent)?;
@@ -161,6 +177,13 @@ impl Machine {
         config
     }
 
+    fn command(&self) -> Command {
+        let Some((first, rest)) = self.wrapper.split_first() else { return Command::new(&self.pinfold) };
+        let mut command = Command::new(first);
+        command.args(rest).arg(&self.pinfold);
+        command
+    }
+
     fn boot_args_text(&self) -> String {
         format!("console=ttyS0 quiet reboot=k panic=-1 pinfold.run={}{}", self.steps, self.extra_args)
     }
@@ -171,6 +194,28 @@ impl Machine {
         }
         self
     }
+}
+
+/// An ELF file whose one segment is `cli; 1: hlt; jmp 1b`, at 16 MiB (elf(5)).
+fn idle_kernel() -> Vec<u8> {
+    const CODE: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
+    const HEADERS: u16 = 64;
+    const ADDRESS: u64 = 16 << 20;
+    let (at, size) = (4096_u64, CODE.len() as u64);
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    // ET_EXEC, EM_X86_64; one program header right behind this one.
+    file.extend([2_u16, 62].map(u16::to_le_bytes).concat());
+    file.extend(1_u32.to_le_bytes());
+    file.extend([ADDRESS, u64::from(HEADERS), 0].map(u64::to_le_bytes).concat());
+    file.extend(0_u32.to_le_bytes());
+    file.extend([HEADERS, 56, 1, 64, 0, 0].map(u16::to_le_bytes).concat());
+    // PT_LOAD, readable and executable.
+    file.extend([1_u32, 5].map(u32::to_le_bytes).concat());
+    file.extend([at, ADDRESS, ADDRESS, size, size, at].map(u64::to_le_bytes).concat());
+    file.resize(4096, 0);
+    file.extend(CODE);
+    file
 }
 
 /// The two containers of the design's example, for the section `cgroup`: together 5 CPUs, 5120 shares and 600 MiB.
