@@ -6,23 +6,35 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::hierarchy::Hierarchy;
+
 /// Most bytes read from one cgroup file: room for the longest `cgroup.procs` that matters.
 const READ_LIMIT: u64 = 1 << 20;
 
 /// A file of a cgroup refused something. The text names what was done, to which file, and the way out; the
 /// source is the kernel's answer.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {doing} {}; {}", path.display(), way_out(source.raw_os_error()))]
+#[error("cannot {doing} {}{seen}; {}", path.display(), way_out(source.raw_os_error()))]
 pub struct FileError {
     doing: String,
     path: PathBuf,
+    /// Where that was looked up, as far as it is known, in brackets.
+    seen: String,
     #[source]
     source: io::Error,
 }
 
 impl FileError {
     pub(crate) fn new(doing: impl Into<String>, path: &Path, source: io::Error) -> Self {
-        Self { doing: doing.into(), path: path.to_owned(), source }
+        Self { doing: doing.into(), path: path.to_owned(), seen: String::new(), source }
+    }
+
+    /// With where the file was looked up, if it is not there or not for us.
+    pub(crate) fn in_sight_of(mut self, hierarchy: &Hierarchy) -> Self {
+        if let Some(libc::ENOENT | libc::EACCES | libc::EPERM | libc::EROFS) = self.errno() {
+            self.seen = format!(" ({})", hierarchy.shown());
+        }
+        self
     }
 
     /// The file or directory.

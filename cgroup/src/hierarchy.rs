@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::path::CgroupPath;
+use crate::sight;
 
 /// Which version of cgroups is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -36,10 +37,15 @@ pub enum HierarchyError {
     },
     /// None is mounted of the version asked for.
     #[error(
-        "no cgroup {0} hierarchy is mounted where this process sees it; mount one (usually on \
+        "no cgroup {version} hierarchy is mounted where this process sees it{seen}; mount one (usually on \
          /sys/fs/cgroup), or set cgroup.version or \"driver\": \"none\" in the cgroup section"
     )]
-    NotMounted(&'static str),
+    NotMounted {
+        /// Which version.
+        version: &'static str,
+        /// What was found in its place, and in which namespaces.
+        seen: String,
+    },
 }
 
 /// One hierarchy as this process sees it.
@@ -73,6 +79,11 @@ impl Hierarchy {
         Some(if below.as_os_str().is_empty() { self.point.clone() } else { self.point.join(below) })
     }
 
+    /// Whether on v2 the root that we see is that of our cgroup namespace alone: the root of all has no type.
+    pub(crate) fn is_namespaced(&self) -> bool {
+        self.dir(&CgroupPath::root()).is_some_and(|root| root.join("cgroup.type").exists())
+    }
+
     /// The group that memory used in `dir` is charged to on v2: the nearest with the memory controller, from
     /// `dir` itself upwards.
     pub(crate) fn charged(&self, dir: &Path) -> PathBuf {
@@ -87,7 +98,7 @@ impl Hierarchy {
 
     /// Where it is mounted and what of it is shown, for messages.
     pub(crate) fn shown(&self) -> String {
-        format!("{} of {}", self.root, self.point.display())
+        format!("{} shows {} of {}{}", self.point.display(), self.root, self.label(), sight::elsewhere())
     }
 }
 
@@ -96,6 +107,8 @@ impl Hierarchy {
 pub struct Hierarchies {
     v1: Vec<Hierarchy>,
     v2: Option<Hierarchy>,
+    /// Mounts of groups that are all outside our cgroup namespace, and so have no names here.
+    out_of_sight: Vec<PathBuf>,
 }
 
 impl Hierarchies {
@@ -116,7 +129,9 @@ impl Hierarchies {
     #[must_use]
     pub fn parse(mountinfo: &str, own: &str) -> Self {
         let mounts = visible(mountinfo.lines().filter_map(Mount::parse).collect());
-        let mut all = Self::default();
+        let outside = |mount: &&Mount| mount.root.starts_with("/..");
+        let out_of_sight = mounts.iter().filter(outside).map(|mount| mount.point.clone()).collect();
+        let mut all = Self { out_of_sight, ..Self::default() };
         for line in own.lines() {
             let mut fields = line.splitn(3, ':');
             let (Some(id), Some(key), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
@@ -146,6 +161,15 @@ impl Hierarchies {
 
     /// The hierarchies to place threads in: one for v2, else every v1 one, and the unified one beside them.
     pub(crate) fn choose(&self, version: VersionChoice) -> Result<Chosen<'_>, HierarchyError> {
+        let not_mounted = |version| {
+            let outside = self.out_of_sight.iter().map(|point| {
+                format!("; what is mounted on {} is outside of its cgroup namespace", point.display())
+            });
+            HierarchyError::NotMounted {
+                version,
+                seen: format!("{}{}", sight::elsewhere(), outside.collect::<String>()),
+            }
+        };
         let v1_has_controllers = self.v1.iter().any(|h| h.has("cpu") || h.has("memory"));
         let v1_usable = self.v1.iter().any(|h| !h.only_tracks());
         match (version, &self.v2) {
@@ -154,9 +178,9 @@ impl Hierarchies {
             (VersionChoice::V1 | VersionChoice::Auto, _) if v1_usable => {
                 Ok(Chosen::V1(self.v1.iter().chain(&self.v2).collect()))
             }
-            (VersionChoice::V1, _) => Err(HierarchyError::NotMounted("v1")),
-            (VersionChoice::V2, None) => Err(HierarchyError::NotMounted("v2")),
-            (VersionChoice::Auto, _) => Err(HierarchyError::NotMounted("v1 or v2")),
+            (VersionChoice::V1, _) => Err(not_mounted("v1")),
+            (VersionChoice::V2, None) => Err(not_mounted("v2")),
+            (VersionChoice::Auto, _) => Err(not_mounted("v1 or v2")),
         }
     }
 }

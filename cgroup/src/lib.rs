@@ -1,5 +1,8 @@
 //! Where Pinfold's threads live: hierarchies, layout, joining, limits, sums and clean-up.
 //!
+//! Nothing here knows of KVM or of the rest of Pinfold: any process may place its threads so. The example `place` does
+//! (`cargo run -p cgroup --example place`).
+//!
 //! A process that wants its threads in a pod's cgroup from their first moment on
 //! 1. finds a place ([`resolve`], which changes nothing but sums up what the containers and the overhead ask for),
 //! 2. makes it ([`Plan::create`]),
@@ -99,6 +102,7 @@ mod plan;
 mod resources;
 mod scope;
 mod settings;
+mod sight;
 mod sites;
 mod snapshot;
 mod stats;

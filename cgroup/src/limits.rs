@@ -107,7 +107,11 @@ enum Shrink {
 
 impl Limits {
     /// Writes the limits of a plan into its groups, which exist.
-    pub(crate) fn establish(plan: &Plan, refused: BTreeMap<String, String>) -> Result<Self, FileError> {
+    pub(crate) fn establish(
+        files: &dyn Files,
+        plan: &Plan,
+        refused: BTreeMap<String, String>,
+    ) -> Result<Self, FileError> {
         let mut limits = Self {
             layout: Layout { v2: plan.v2, sites: plan.sites.clone() },
             refused,
@@ -120,7 +124,7 @@ impl Limits {
             outcome: Outcome::default(),
         };
         limits.outcome =
-            limits.write(&Kernel, &limits.wanted, Shrink::Floor).map_err(|failure| failure.error)?;
+            limits.write(files, &limits.wanted, Shrink::Floor).map_err(|failure| failure.error)?;
         Ok(limits)
     }
 

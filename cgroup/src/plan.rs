@@ -56,8 +56,8 @@ pub enum PlanError {
     SameName(GroupName),
     /// The parent does not exist.
     #[error(
-        "cgroup.parent: the group {path} does not exist in the {hierarchy} hierarchy ({dir}); create it \
-         there, or name another"
+        "cgroup.parent: the group {path} does not exist in the {hierarchy} hierarchy ({dir}; {seen}); create \
+         it there, or name another"
     )]
     ParentMissing {
         /// The configured parent.
@@ -66,6 +66,8 @@ pub enum PlanError {
         hierarchy: String,
         /// Where it was looked for.
         dir: String,
+        /// What is mounted there.
+        seen: String,
     },
     /// The parent cannot hold a domain group.
     #[error(
@@ -223,10 +225,16 @@ fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError>
         },
     };
     for site in &sites {
-        check_base(site, v2)?;
-        for group in site.ours() {
-            check_group(&site.dir(&group), site.sandbox.as_ref() == Some(&group), v2)?;
-        }
+        let checked = check_base(site, v2).and_then(|()| {
+            let mut ours = site.ours().into_iter();
+            ours.try_for_each(|group| {
+                check_group(&site.dir(&group), site.sandbox.as_ref() == Some(&group), v2)
+            })
+        });
+        checked.map_err(|error| match error {
+            PlanError::File(error) => error.in_sight_of(&site.hierarchy).into(),
+            other => other,
+        })?;
     }
     let overhead_cpus = overhead_cpus(&Kernel, &sites, &sums, v2)?;
     let never = never_applied(&request.containers, request.overhead.as_ref());

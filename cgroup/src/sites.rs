@@ -38,7 +38,9 @@ pub(crate) fn named(
     }
     if sites.is_empty() {
         let hierarchy = if v2 { "v2" } else { "v1" }.to_owned();
-        return Err(PlanError::ParentMissing { path: path.clone(), hierarchy, dir: "none fits".to_owned() });
+        let (dir, seen) =
+            ("none fits".to_owned(), all.iter().map(|one| one.shown()).collect::<Vec<_>>().join("; "));
+        return Err(PlanError::ParentMissing { path: path.clone(), hierarchy, dir, seen });
     }
     Ok(sites)
 }
@@ -53,11 +55,12 @@ fn below(hierarchy: &Hierarchy, parent: &Parent, names: &Names, v2: bool) -> Res
     let dir = hierarchy.dir(&base).filter(|dir| dir.is_dir()).ok_or_else(|| PlanError::ParentMissing {
         path: path.clone(),
         hierarchy: hierarchy.label(),
-        dir: hierarchy.dir(path).map_or_else(|| hierarchy.shown(), |dir| dir.display().to_string()),
+        dir: hierarchy.dir(path).map_or("out of sight".to_owned(), |dir| dir.display().to_string()),
+        seen: hierarchy.shown(),
     })?;
-    file::may_create_in(&dir)?;
+    file::may_create_in(&dir).map_err(|error| error.in_sight_of(hierarchy))?;
     // A group with processes in it, ourselves for one, cannot hand controllers on to a sandbox below it.
-    let ours = v2 && hierarchy.own.as_ref() == Some(path) && !path.is_root();
+    let ours = v2 && hierarchy.own.as_ref() == Some(path) && (!path.is_root() || hierarchy.is_namespaced());
     Ok(if ours { inside(hierarchy, path, names) } else { site(hierarchy, &base, between, names, v2) })
 }
 
@@ -110,7 +113,9 @@ pub(crate) fn own(all: &[&Hierarchy], names: &Names, v2: bool) -> Result<Vec<Sit
     for &hierarchy in all {
         let label = hierarchy.label();
         let strict = v2 || essential(hierarchy);
-        let Some(own) = hierarchy.own.as_ref().filter(|own| made_for_us(own)) else {
+        // What is a root only by a cgroup namespace was made for whoever is in that.
+        let fit = |own: &&CgroupPath| made_for_us(own) || (v2 && own.is_root() && hierarchy.is_namespaced());
+        let Some(own) = hierarchy.own.as_ref().filter(fit) else {
             if strict {
                 let own = hierarchy.own.as_ref().map_or("out of sight", CgroupPath::as_str);
                 return Err(format!("our own group in {label} ({own}) was not made for a sandbox"));

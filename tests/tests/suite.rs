@@ -1,4 +1,5 @@
-//! All cases as tests of cargo: each runs on this machine or in the emulated host (see `tests::route`).
+//! All cases as tests of cargo: each runs on this machine or in the emulated host (see `tests::route`). With
+//! `--nocapture` what a case prints is shown as it comes.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
@@ -26,13 +27,19 @@ fn main() -> ExitCode {
         Place::Nowhere(_) => (2, None),
     });
     let registry = Arc::new(Mutex::new(registry));
+    let shown = arguments.nocapture;
     let trials = all
         .into_iter()
         .map(|case| {
             let registry = Arc::clone(&registry);
             Trial::test(case.name, move || {
                 let mut registry = registry.lock().map_err(|_| Failed::from("an earlier case panicked"))?;
-                registry.run_quietly(case).map_err(|failure| Failed::from(failure.0))
+                let ended = if shown {
+                    registry.run(case, &mut |text| print!("{text}"))
+                } else {
+                    registry.run_quietly(case)
+                };
+                ended.map_err(|failure| Failed::from(failure.0))
             })
         })
         .collect();

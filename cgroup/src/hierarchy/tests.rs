@@ -56,7 +56,7 @@ fn nothing_mounted_is_said() {
     {
         let all = Hierarchies::parse(mounts, own);
         for version in [VersionChoice::Auto, VersionChoice::V1, VersionChoice::V2] {
-            assert!(matches!(all.choose(version), Err(HierarchyError::NotMounted(_))), "{version:?}");
+            assert!(matches!(all.choose(version), Err(HierarchyError::NotMounted { .. })), "{version:?}");
         }
     }
 }
@@ -88,6 +88,8 @@ fn the_writable_and_widest_mount_is_taken() {
     assert_eq!(v2_only(mounts, "0::/").unwrap().point, Path::new("/whole"));
     let hidden = mounts.lines().skip(3).collect::<Vec<_>>().join("\n");
     assert_eq!(v2_only(&hidden, "0::/"), None);
+    let error = Hierarchies::parse(&hidden, "0::/").choose(VersionChoice::V2).unwrap_err().to_string();
+    assert!(error.contains("what is mounted on /outside is outside"), "{error}");
 }
 
 #[test]

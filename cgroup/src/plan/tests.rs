@@ -81,6 +81,16 @@ fn v2_in_our_own_group() {
 }
 
 #[test]
+fn v2_in_the_root_of_a_cgroup_namespace() {
+    let fake = Fake::new();
+    fake.group("", &[("cgroup.type", "domain\n")]);
+    let place = [(None, "/vcpus", "/rest")];
+    for parent in [None, Some("/")] {
+        assert_eq!(paths(&resolved(&fake.v2("/"), &request(parent)).unwrap()), place, "{parent:?}");
+    }
+}
+
+#[test]
 fn v2_at_the_root_when_our_own_group_is_a_service() {
     let fake = Fake::new();
     fake.group("system.slice/containerd.service", &[]);
@@ -102,7 +112,8 @@ fn unfit_parents_are_refused() {
     }
     let error = resolved(&fake.v2("/"), &request(Some("/nope"))).unwrap_err();
     assert!(matches!(error, PlanError::ParentMissing { .. }));
-    assert!(error.to_string().contains("/nope"), "{error}");
+    let seen = format!("{} shows / of v2", fake.0.path().display());
+    assert!(error.to_string().contains("/nope") && error.to_string().contains(&seen), "{error}");
 }
 
 #[test]

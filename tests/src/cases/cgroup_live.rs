@@ -103,13 +103,7 @@ fn live(ctx: &Ctx, layout: &Layout) -> Result<(), Failure> {
     layout.check(&pod, 1)?;
     let moved = api.request("PUT", "/cgroup", r#"{"parent": "/elsewhere"}"#)?.fault()?;
     check!(moved.starts_with("cgroup.parent: cannot be changed"), "{moved}");
-    for (path, section) in
-        [("/boot-source", "boot-source"), ("/machine-config", "machine-config"), ("/balloon", "balloon")]
-    {
-        api.put(path, &declared[section])?;
-    }
-    api.put("/drives/data", &declared["drives"][0])?;
-    api.put("/actions", &json!({ "action_type": "InstanceStart" }))?;
+    api.start(&declared)?;
     vm.wait_for_guest("waiting")?;
 
     // A third container comes and goes.

@@ -10,6 +10,7 @@ mod exit_report;
 mod faults;
 mod fctools;
 mod fs;
+mod hierarchies;
 mod host_selfcheck;
 mod kata;
 mod kills;
@@ -21,6 +22,7 @@ mod own_base;
 mod pci;
 mod placement;
 mod readme;
+mod scenarios;
 mod seccomp;
 mod systemd;
 mod vhost_user;
@@ -50,6 +52,7 @@ pub fn all() -> Vec<&'static Case> {
         seccomp::CASES,
         own_base::CASES,
         pci::CASES,
+        hierarchies::CASES,
         placement::CASES,
         systemd::CASES,
         cgroup_live::CASES,
@@ -61,6 +64,7 @@ pub fn all() -> Vec<&'static Case> {
     ]
     .into_iter()
     .flatten()
+    .chain(scenarios::cases())
     .collect()
 }
 

@@ -30,18 +30,18 @@ const fn case(
 }
 
 /// What a layout looks like from outside, with paths below the pod's group.
-struct Layout {
+pub(super) struct Layout {
     /// The group of the vCPU threads, and the controllers by which they are in it.
-    vcpus: (&'static str, &'static [&'static str]),
+    pub(super) vcpus: (&'static str, &'static [&'static str]),
     /// The group of all other threads by the same controllers.
     overhead: &'static str,
     /// The group of all threads by all other controllers, and these.
     sandbox: (&'static str, &'static [&'static str]),
     /// Limits that the containers of the example add up to: group, file, value.
-    limits: &'static [(&'static str, &'static str, &'static str)],
+    pub(super) limits: &'static [(&'static str, &'static str, &'static str)],
 }
 
-const UNIFIED: &Layout = &Layout {
+pub(super) const UNIFIED: &Layout = &Layout {
     vcpus: ("kata-sandbox/kata-sandbox-vcpus", &["unified"]),
     overhead: "kata-sandbox/kata-sandbox-overhead",
     sandbox: ("kata-sandbox", &[]),
@@ -52,7 +52,7 @@ const UNIFIED: &Layout = &Layout {
     ],
 };
 
-const SEPARATE: &Layout = &Layout {
+pub(super) const SEPARATE: &Layout = &Layout {
     vcpus: ("kata-sandbox-vcpus", &["cpu", "cpuacct", "cpuset"]),
     overhead: "kata-sandbox",
     sandbox: ("kata-sandbox", &["memory", "blkio", "pids", "name=systemd"]),
@@ -125,7 +125,7 @@ fn placement(ctx: &Ctx, layout: &Layout, kernel: Kernel) -> Result<(), Failure> 
 }
 
 /// What containerd writes for a pod of the two containers of the example: the parts that matter.
-fn spec_of_record(cgroups_path: &str) -> Value {
+pub(super) fn spec_of_record(cgroups_path: &str) -> Value {
     json!({
         "ociVersion": "1.2.0",
         "process": { "args": ["/pause"] },
@@ -172,7 +172,7 @@ fn launch(ctx: &Ctx, section: &Value, caller: &Group, tap: &Tap) -> Result<Runni
 }
 
 /// Each thread is where its role belongs, in every hierarchy that counts.
-fn in_place(threads: &[Thread], layout: &Layout, pod: &Group) -> Result<(), Failure> {
+pub(super) fn in_place(threads: &[Thread], layout: &Layout, pod: &Group) -> Result<(), Failure> {
     let astray = strays(threads, pod.child("kata-sandbox").path());
     check!(astray.is_empty(), "outside the tree: {astray:?}");
     let (vcpus, split) = layout.vcpus;
@@ -211,7 +211,7 @@ fn complete(threads: &[Thread], pid: u32, kernel: Kernel) -> Result<(), Failure>
 }
 
 /// Waits until the guest's counters of I/O have grown by `amount`.
-fn keep_busy(vm: &mut Running, amount: u64) -> Result<(), Failure> {
+pub(super) fn keep_busy(vm: &mut Running, amount: u64) -> Result<(), Failure> {
     let before = vm.guest_io()?;
     let deadline = Instant::now() + PATIENCE;
     loop {

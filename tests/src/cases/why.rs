@@ -5,16 +5,23 @@ use crate::cases::api::pinctl;
 use crate::check;
 use crate::lab::{Api, Group, Machine, PATIENCE, Pod, Running, caller, get_as_documented};
 use serde_json::json;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The cases of this file.
-pub const CASES: &[Case] = &[Case {
-    name: "why_v2",
-    needs: Needs { cgroup: Some(CgroupVersion::V2), kernel: Some(Kernel::V6_1), ..Needs::VM },
-    timeout: Duration::from_secs(900),
-    run: why,
-}];
+pub const CASES: &[Case] = &[
+    Case { name: "why_v2", needs: NEEDS, timeout: Duration::from_secs(900), run: why },
+    Case {
+        name: "why_io_v2",
+        needs: Needs { scratch_disk: true, ..NEEDS },
+        timeout: Duration::from_secs(600),
+        run: why_io,
+    },
+];
+
+const NEEDS: Needs = Needs { cgroup: Some(CgroupVersion::V2), kernel: Some(Kernel::V6_1), ..Needs::VM };
 
 fn why(ctx: &Ctx) -> Result<(), Failure> {
     let pod = Pod::create("why")?;
@@ -26,19 +33,18 @@ fn why(ctx: &Ctx) -> Result<(), Failure> {
         .from_caller(&caller)?;
     let declared = machine.declaration();
     let (mut vm, api) = machine.serve()?;
-    for (path, section) in [("/boot-source", "boot-source"), ("/machine-config", "machine-config")] {
-        api.put(path, &declared[section])?;
-    }
     // Nobody can say anything of vCPUs that are not there. The other threads may well wait for a CPU here.
     let idle = get_as_documented(&api, "/cgroup/diagnosis?window_ms=100")?;
     check!(idle["verdict"]["group"] != "vcpus" && idle["vcpus"]["threads"] == 0, "before the start: {idle}");
-    api.put("/actions", &json!({ "action_type": "InstanceStart" }))?;
+    api.start(&declared)?;
     vm.wait_for_guest("waiting")?;
-    vm.send_line("do for n in 1 2; do (while :; do :; done) >/dev/null 2>&1 & done; echo burning")?;
+    vm.send_line(
+        "do for n in 1 2; do (while :; do :; done) >/dev/null 2>&1 & echo $! >>/tmp/burners; done; echo burning",
+    )?;
     vm.wait_for_guest("did burning")?;
 
     quota(&api, Some(20_000))?;
-    until(&api, "own_quota")?;
+    until(&api, "own_quota", "vcpus")?;
     let socket = ctx.scratch.join("api.sock");
     print!("{}", pinctl(ctx, &socket, &["why"])?);
     print!("{}", pinctl(ctx, &socket, &["what-if", "--quota", "60000"])?);
@@ -48,11 +54,53 @@ fn why(ctx: &Ctx) -> Result<(), Failure> {
     quota(&api, None)?;
     let neighbour = Group::create(pod.child("neighbour").path())?;
     let burners = [burner(&neighbour)?, burner(&neighbour)?];
-    until(&api, "host_contention")?;
+    until(&api, "host_contention", "vcpus")?;
     print!("{}", pinctl(ctx, &socket, &["why"])?);
     drop(burners);
     drop(neighbour);
 
+    pod.write("cpu.max", "20000 100000")?;
+    until(&api, "quota_above", "vcpus")?;
+    print!("{}", pinctl(ctx, &socket, &["why"])?);
+    pod.write("cpu.max", "max")?;
+
+    vm.send_line("do kill $(cat /tmp/burners); echo idle")?;
+    vm.wait_for_guest("did idle")?;
+    let memory = api.get("/cgroup/stats")?["memory"]["current_bytes"].clone();
+    let used = memory.as_u64().ok_or_else(|| Failure(format!("{memory} bytes are in use")))?;
+    // The kernel makes who goes beyond this wait.
+    pod.write("memory.high", &(used + (8 << 20)).to_string())?;
+    vm.send_line("do (head -c 100000000 /dev/zero >/tmp/fill) >/dev/null 2>&1 & echo filling")?;
+    until(&api, "memory", "vcpus")?;
+    print!("{}", pinctl(ctx, &socket, &["why"])?);
+    pod.write("memory.high", "max")?;
+
+    vm.signal(libc::SIGTERM)?;
+    vm.expect_exit(0)?;
+    pod.expect_empty("the end")
+}
+
+/// A disk that the pod may read slowly: the thread that serves it waits, and the vCPUs have nothing to do.
+fn why_io(ctx: &Ctx) -> Result<(), Failure> {
+    let pod = Pod::create("why-io")?;
+    let caller = caller()?;
+    let disk = ctx.scratch_disk.as_deref().ok_or_else(|| Failure::new("no disk to read from"))?;
+    let machine = Machine::new(ctx)
+        .drive("data", disk, true)
+        .steps("hello+wait")
+        .cgroup(json!({ "parent": pod.path() }))
+        .from_caller(&caller)?;
+    let declared = machine.declaration();
+    let (mut vm, api) = machine.serve()?;
+    api.start(&declared)?;
+    vm.wait_for_guest("waiting")?;
+    let device = fs::metadata(disk)?.rdev();
+    let slow = format!("{}:{} rbps=", libc::major(device), libc::minor(device));
+    pod.write("io.max", &format!("{slow}131072"))?;
+    vm.send_line("run load")?;
+    until(&api, "io", "overhead")?;
+    print!("{}", pinctl(ctx, &ctx.scratch.join("api.sock"), &["why"])?);
+    pod.write("io.max", &format!("{slow}max"))?;
     vm.signal(libc::SIGTERM)?;
     vm.expect_exit(0)?;
     pod.expect_empty("the end")
@@ -63,19 +111,20 @@ fn quota(api: &Api, quota: Option<u64>) -> Result<(), Failure> {
     api.patch("/cgroup", &json!({ "containers": containers.as_slice() }))
 }
 
-fn burner(group: &Group) -> Result<Running, Failure> {
+/// A process in this group that uses all the CPU time that it gets.
+pub(super) fn burner(group: &Group) -> Result<Running, Failure> {
     let mut command = Command::new("sh");
     command.args(["-c", "while :; do :; done"]);
     Running::spawn(command, group.doors()?, true)
 }
 
-/// Asks until this holds the vCPUs back. The first second may have been another.
-fn until(api: &Api, cause: &str) -> Result<(), Failure> {
+/// Asks until this holds the group's threads back. The first second may have been another.
+pub(super) fn until(api: &Api, cause: &str, group: &str) -> Result<(), Failure> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let found = get_as_documented(api, "/cgroup/diagnosis")?;
         let verdict = &found["verdict"];
-        if verdict["cause"] == cause && verdict["group"] == "vcpus" {
+        if verdict["cause"] == cause && verdict["group"] == group {
             return Ok(());
         }
         check!(Instant::now() < deadline, "not {cause}: {found}");

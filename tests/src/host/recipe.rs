@@ -58,8 +58,7 @@ impl Release {
 pub const KERNEL_PACKAGES: &str = "linux-image-cloud-amd64,busybox-static";
 
 /// What the host's root file system holds beside Debian's essential packages.
-pub const HOST_PACKAGES: &str =
-    "systemd,systemd-sysv,udev,dbus,kmod,iproute2,iputils-ping,procps,util-linux,curl,busybox-static";
+pub const HOST_PACKAGES: &str = "systemd,systemd-sysv,udev,dbus,dbus-user-session,kmod,iproute2,iputils-ping,procps,util-linux,curl,busybox-static";
 
 /// What the bench's host holds beside: the peer that Debian has, and what loads networks and disks.
 pub const BENCH_PACKAGES: &str = "qemu-system-x86,iperf3,fio";

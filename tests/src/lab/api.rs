@@ -3,7 +3,7 @@
 use super::PATIENCE;
 use crate::case::Failure;
 use crate::check;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -88,6 +88,23 @@ impl Api {
     /// PATCH, which has to succeed.
     pub fn patch(&self, path: &str, body: &Value) -> Result<(), Failure> {
         self.change("PATCH", path, body)
+    }
+
+    /// Declares what a configuration file holds, but for the placement, and starts it. The vCPU threads are where they
+    /// belong when this returns; the guest has hardly begun.
+    pub fn start(&self, config: &Value) -> Result<(), Failure> {
+        for section in ["boot-source", "machine-config", "balloon"] {
+            if let Some(body) = config.get(section) {
+                self.put(&format!("/{section}"), body)?;
+            }
+        }
+        for (list, id) in [("drives", "drive_id"), ("network-interfaces", "iface_id")] {
+            for body in config[list].as_array().into_iter().flatten() {
+                let id = body[id].as_str().unwrap_or_default();
+                self.put(&format!("/{list}/{id}"), body)?;
+            }
+        }
+        self.put("/actions", &json!({ "action_type": "InstanceStart" }))
     }
 
     fn change(&self, method: &str, path: &str, body: &Value) -> Result<(), Failure> {

@@ -28,9 +28,9 @@ pub struct Machine {
     steps: String,
     extra_args: String,
     flags: Vec<OsString>,
+    wrapper: Vec<String>,
     doors: Vec<File>,
     silent: bool,
-    shell: String,
 }
 
 impl Machine {
@@ -49,9 +49,9 @@ impl Machine {
             steps: "hello+poweroff".to_owned(),
             extra_args: String::new(),
             flags: Vec::new(),
+            wrapper: Vec::new(),
             doors: Vec::new(),
             silent: false,
-            shell: String::new(),
         }
     }
 
@@ -144,6 +144,12 @@ impl Machine {
         self
     }
 
+    /// Launches by this command and its arguments, which is to execute what comes after them.
+    pub fn within(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(ToString::to_string).collect();
+        self
+    }
+
     /// Launches from this cgroup, as a container runtime's daemon would.
     pub fn from_caller(mut self, caller: &Group) -> Result<Self, Failure> {
         self.doors = caller.doors()?;
@@ -151,15 +157,13 @@ impl Machine {
     }
 
     /// Has a shell launch it after `command`, such as `ulimit -n 24`.
-    pub fn limited(mut self, command: &str) -> Self {
-        self.shell = format!("{command}; exec \"$0\" \"$@\"");
-        self
+    pub fn limited(self, command: &str) -> Self {
+        self.within(&["sh", "-c", &format!("{command}; exec \"$0\" \"$@\"")])
     }
 
     /// Lets the guest's console go to `fifo`.
-    pub fn console_to(mut self, fifo: &Path) -> Self {
-        self.shell = format!("exec \"$0\" \"$@\" >'{}'", fifo.display());
-        self
+    pub fn console_to(self, fifo: &Path) -> Self {
+        self.within(&["sh", "-c", &format!("exec \"$0\" \"$@\" >'{}'", fifo.display())])
     }
 
     /// Does not print the guest's console as it comes.
@@ -181,11 +185,7 @@ impl Machine {
 
     fn launch(self, api: impl FnOnce(&mut Command) -> &mut Command) -> Result<Running, Failure> {
         std::fs::write(&self.config_file, serde_json::to_vec_pretty(&self.declaration())?)?;
-        let mut command = Command::new(&self.pinfold);
-        if !self.shell.is_empty() {
-            command = Command::new("sh");
-            command.arg("-c").arg(&self.shell).arg(&self.pinfold);
-        }
+        let mut command = self.command();
         api(&mut command).arg("--config-file").arg(&self.config_file).args(&self.flags);
         Running::spawn(command, self.doors, self.silent)
     }
@@ -200,7 +200,7 @@ impl Machine {
     /// placement; [`Self::declaration`] says what would be.
     pub fn serve(self) -> Result<(Running, Api), Failure> {
         let socket = self.socket();
-        let mut command = Command::new(&self.pinfold);
+        let mut command = self.command();
         command.arg("--api-sock").arg(&socket).arg("--cgroup").arg(self.config["cgroup"].to_string());
         command.args(&self.flags);
         connected(Running::spawn(command, self.doors, self.silent)?, &socket)
@@ -213,6 +213,13 @@ impl Machine {
             config["boot-source"]["boot_args"] = json!(self.boot_args_text());
         }
         config
+    }
+
+    fn command(&self) -> Command {
+        let Some((first, rest)) = self.wrapper.split_first() else { return Command::new(&self.pinfold) };
+        let mut command = Command::new(first);
+        command.args(rest).arg(&self.pinfold);
+        command
     }
 
     fn boot_args_text(&self) -> String {

@@ -51,16 +51,22 @@ pub fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// The group, where it is the same for all controllers; else a line for each.
+/// The group, where it is the same for all controllers; else a line for each group, with its controllers.
 fn groups(groups: &Value) -> String {
     let none = Map::new();
-    let groups = groups.as_object().unwrap_or(&none);
-    let mut paths: Vec<_> = groups.values().map(plain).collect();
-    paths.dedup();
-    match <[String; 1]>::try_from(paths) {
-        Ok([path]) => path,
-        Err(_) => {
-            let lines = groups.iter().map(|(controller, path)| format!("{controller}: {}", plain(path)));
+    let mut lines: Vec<(String, Vec<&str>)> = Vec::new();
+    for (controller, path) in groups.as_object().unwrap_or(&none) {
+        let path = plain(path);
+        match lines.iter_mut().find(|(known, _)| *known == path) {
+            Some((_, controllers)) => controllers.push(controller),
+            None => lines.push((path, vec![controller])),
+        }
+    }
+    match lines.as_slice() {
+        [(path, _)] => path.clone(),
+        lines => {
+            let lines =
+                lines.iter().map(|(path, controllers)| format!("{path} ({})", controllers.join(", ")));
             lines.collect::<Vec<_>>().join("\n")
         }
     }
@@ -133,14 +139,14 @@ mod tests {
         let v2 = json!({ "tid": 7, "comm": "fc_vcpu 0", "role": "vcpu", "kernel": false,
             "cgroup": { "unified": "/pod/kata-sandbox/kata-sandbox-vcpus" } });
         let v1 = json!({ "tid": 8, "comm": "vhost-7\u{1b}", "role": "vhost", "kernel": true,
-            "cgroup": { "cpu": "/a", "memory": "/b" } });
+            "cgroup": { "cpu": "/a", "cpuset": "/a", "memory": "/b" } });
         let reply = json!({ "threads": [v2, v1], "strays": [v1] });
         let text = threads(&reply);
         let lines: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0], ["TID", "NAME", "ROLE", "KERNEL", "CGROUP"]);
         assert_eq!(lines[1], ["7", "fc_vcpu", "0", "vcpu", "/pod/kata-sandbox/kata-sandbox-vcpus"]);
-        assert_eq!(lines[2], ["8", "vhost-7\u{fffd}", "vhost", "yes", "cpu:", "/a", "stray"]);
-        assert_eq!(lines[3], ["memory:", "/b"]);
+        assert_eq!(lines[2], ["8", "vhost-7\u{fffd}", "vhost", "yes", "/a", "(cpu,", "cpuset)", "stray"]);
+        assert_eq!(lines[3], ["/b", "(memory)"]);
         assert_eq!(lines[4], ["1", "stray."]);
         assert!(has_strays(&reply));
         assert!(!has_strays(&json!({ "threads": [], "strays": [] })));
