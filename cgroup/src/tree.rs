@@ -138,7 +138,8 @@ impl Plan {
     fn doors(&self) -> Result<Vec<(Kind, Door)>, FileError> {
         let mut doors = Vec::new();
         let mut add = |kind, site: &Site, group: &CgroupPath, file| {
-            Door::open(site.dir(group).join(file)).map(|door| doors.push((kind, door)))
+            let opened = Door::open(site.dir(group).join(file));
+            opened.map(|door| doors.push((kind, door))).map_err(|error| error.in_sight_of(&site.hierarchy))
         };
         for site in &self.sites {
             let (vcpu, overhead) = (Kind::Thread(Role::Vcpu), Kind::Thread(Role::Overhead));

@@ -47,6 +47,8 @@ impl fmt::Display for Kernel {
 pub struct Needs {
     /// A /dev/kvm that runs Linux.
     pub kvm: bool,
+    /// A /dev/kvm of any kind, for guests that do nothing, and cgroups of either version.
+    pub idle_vm: bool,
     /// /dev/vhost-net.
     pub vhost_net: bool,
     /// systemd as process 1.
@@ -65,6 +67,7 @@ impl Needs {
     /// Nothing but root.
     pub const NOTHING: Self = Self {
         kvm: false,
+        idle_vm: false,
         vhost_net: false,
         systemd: false,
         scratch_disk: false,

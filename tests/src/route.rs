@@ -60,6 +60,8 @@ pub struct Machine {
     pub root: bool,
     /// Why /dev/kvm cannot run Linux.
     pub kvm: Result<(), String>,
+    /// Whether there is a /dev/kvm of any kind.
+    pub any_kvm: bool,
     /// Whether /dev/vhost-net is there.
     pub vhost_net: bool,
     /// Whether systemd is process 1.
@@ -78,6 +80,7 @@ impl Machine {
             // SAFETY: geteuid has no preconditions and cannot fail.
             root: unsafe { libc::geteuid() == 0 },
             kvm: detect_kvm(),
+            any_kvm: Path::new("/dev/kvm").exists(),
             vhost_net: Path::new("/dev/vhost-net").exists(),
             systemd: Path::new("/run/systemd/system").exists(),
             cgroup: detect_cgroup(
@@ -97,6 +100,9 @@ impl Machine {
             && let Err(reason) = &self.kvm
         {
             return Some(reason.clone());
+        }
+        if needs.idle_vm && (!self.any_kvm || self.cgroup.is_none()) {
+            return Some("this machine has no /dev/kvm, or no cgroups with all controllers".to_owned());
         }
         if needs.vhost_net && !self.vhost_net {
             return Some("this machine has no /dev/vhost-net (modprobe vhost_net)".to_owned());
@@ -191,6 +197,7 @@ mod tests {
         Machine {
             root: true,
             kvm: Ok(()),
+            any_kvm: true,
             vhost_net: true,
             systemd: true,
             cgroup: Some(CgroupVersion::V2),
@@ -213,6 +220,10 @@ mod tests {
         assert_eq!(place(&needs, &machine, Forced::No), Place::Emulated(kind, "no kvm".to_owned()));
         assert!(matches!(place(&needs, &machine, Forced::Native), Place::Nowhere(_)));
         assert_eq!(place(&Needs::NOTHING, &machine, Forced::No), Place::Native);
+        let idle = Needs { idle_vm: true, ..Needs::NOTHING };
+        assert_eq!(place(&idle, &machine, Forced::No), Place::Native);
+        let without = Machine { any_kvm: false, ..machine };
+        assert!(matches!(place(&idle, &without, Forced::No), Place::Emulated(..)));
     }
 
     #[test]

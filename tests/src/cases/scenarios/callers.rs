@@ -76,8 +76,13 @@ const RUNTIMES: [Runtime; 3] = [
 impl Runtime {
     /// What the runtime writes into the bundle.
     fn spec(&self, cgroups_path: &str) -> Value {
-        if self.pod.is_some() {
+        if self.name == "containerd" {
             return spec_of_record(cgroups_path);
+        }
+        if self.name == "CRI-O" {
+            let pod = r#"{"cpu_period":100000,"cpu_quota":500000,"cpu_shares":5120,"memory_limit_in_bytes":629145600}"#;
+            let annotations = json!({ "pod-linux-resources.crio.io": pod });
+            return json!({ "linux": { "cgroupsPath": cgroups_path }, "annotations": annotations });
         }
         // `docker run --cpus=2`.
         let cpu = json!({ "shares": 1024, "quota": 200_000, "period": 100_000 });
