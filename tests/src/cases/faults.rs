@@ -31,7 +31,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "faults_of_the_host",
-        needs: Needs { kvm: true, clock: true, cgroup: Some(CgroupVersion::V2), ..Needs::NOTHING },
+        needs: Needs { kvm: true, own_host: true, cgroup: Some(CgroupVersion::V2), ..Needs::NOTHING },
         timeout: Duration::from_secs(600),
         run: host,
     },
