@@ -55,8 +55,8 @@ pub struct Needs {
     pub systemd: bool,
     /// A block device to overwrite ([`Ctx::scratch_disk`]).
     pub scratch_disk: bool,
-    /// A clock that may be set.
-    pub clock: bool,
+    /// A host of its own, whose clock may be set, and in which nobody else makes and takes things.
+    pub own_host: bool,
     /// This version of cgroups, with cpu, cpuset, io (v1: blkio), memory and pids.
     pub cgroup: Option<CgroupVersion>,
     /// This generation of kernels.
@@ -71,7 +71,7 @@ impl Needs {
         vhost_net: false,
         systemd: false,
         scratch_disk: false,
-        clock: false,
+        own_host: false,
         cgroup: None,
         kernel: None,
     };

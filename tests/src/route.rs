@@ -113,8 +113,8 @@ impl Machine {
         if needs.scratch_disk {
             return Some("this machine has no block device that we may overwrite".to_owned());
         }
-        if needs.clock {
-            return Some("this machine's clock is not ours to set".to_owned());
+        if needs.own_host {
+            return Some("this machine is not ours alone".to_owned());
         }
         if let Some(wanted) = needs.cgroup
             && self.cgroup != Some(wanted)

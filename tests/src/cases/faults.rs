@@ -3,13 +3,14 @@
 use crate::case::{Case, CgroupVersion, Ctx, Failure, Needs};
 use crate::check;
 use crate::lab::{
-    Api, Machine, Made, PATIENCE, Pod, Running, Sectors, adopt_orphans, caller, expect_no_children, request,
+    Api, Clock, Fifo, Machine, Made, PATIENCE, Pod, Running, Sectors, adopt_orphans, caller,
+    expect_no_children, request,
 };
 use serde_json::json;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "faults_of_the_host",
-        needs: Needs { kvm: true, clock: true, cgroup: Some(CgroupVersion::V2), ..Needs::NOTHING },
+        needs: Needs { kvm: true, own_host: true, cgroup: Some(CgroupVersion::V2), ..Needs::NOTHING },
         timeout: Duration::from_secs(600),
         run: host,
     },
@@ -88,7 +89,7 @@ fn guests(ctx: &Ctx) -> Result<(), Failure> {
 
     // The pipe is full soon, and stays so.
     let full = Fifo::make(&ctx.scratch.join("console"))?;
-    let machine = place.small("then=talk")?.console_to(&full.path);
+    let machine = place.small("then=talk")?.console_to(full.path());
     let socket = machine.socket();
     let vm = machine.start_with_api()?;
     let api = Api::connect(&socket)?;
@@ -101,7 +102,32 @@ fn guests(ctx: &Ctx) -> Result<(), Failure> {
     let vm = place.small("then=spin")?.mem_mib(512).limited("ulimit -v 300000").start()?;
     place.expect_end(vm, "too little address space", 152, "machine-config.mem_size_mib")?;
     let vm = place.small("then=spin")?.limited("ulimit -n 24").start_with_api()?;
-    place.expect_end(vm, "too few descriptors", 152, "Too many open files")
+    place.expect_end(vm, "too few descriptors", 152, "Too many open files")?;
+    no_memory(&place)
+}
+
+/// A request for which there is no memory ends Pinfold, as all Rust programs, and nothing is left.
+fn no_memory(place: &Place) -> Result<(), Failure> {
+    let machine = place.small("then=spin")?;
+    let socket = machine.socket();
+    let mut vm = machine.start_with_api()?;
+    vm.wait_for_line("small: end")?;
+    let api = Api::connect(&socket)?;
+    let used = crate::lab::read(Path::new(&format!("/proc/{}/statm", vm.pid())))?;
+    let pages: u64 = used.split(' ').next().unwrap_or_default().parse()?;
+    limit(&vm, libc::RLIMIT_AS, pages * 4096)?;
+    // As many numbers as a body may hold; each takes some tens of bytes.
+    let body = format!("{{\"a\":[{}1]}}", "1,".repeat(25_000));
+    let answer = api.request("PUT", "/mmds", &body);
+    check!(answer.is_err(), "there was memory: {answer:?}");
+    let status = vm.wait_exit()?;
+    vm.wait_errors_closed()?;
+    check!(status.signal() == Some(libc::SIGABRT), "it ended with {status}");
+    check!(vm.errors().contains("memory allocation of "), "it says: {}", vm.errors());
+    check!(!socket.exists(), "{} is left", socket.display());
+    drop(vm);
+    expect_no_children()?;
+    place.pod.expect_empty("an end for want of memory")
 }
 
 /// A block device whose file system is full, and whose writes fail after they were accepted: no flush that fails is
@@ -147,8 +173,8 @@ fn host(ctx: &Ctx) -> Result<(), Failure> {
         .drive("data", &disk, false)
         .set("/drives/0/rate_limiter", json!({ "ops": { "size": 50, "refill_time": 100 } }))
         .set("/vsock", json!({ "guest_cid": 3, "uds_path": vsock }))
-        .set("/logger", json!({ "log_path": log.path, "level": "Debug" }))
-        .set("/metrics", json!({ "metrics_path": metrics.path }))
+        .set("/logger", json!({ "log_path": log.path(), "level": "Debug" }))
+        .set("/metrics", json!({ "metrics_path": metrics.path() }))
         .cgroup(json!({ "parent": place.pod.path() }))
         .flag("--boot-timer")
         .steps("vsock+wait")
@@ -178,7 +204,7 @@ fn no_descriptors(vm: &mut Running, api: &Api, vsock: &Path, other: &Path) -> Re
     early.send(&request("GET", "/", ""))?;
     check!(early.response()?.status == 200, "no answer");
     let used = fs::read_dir(format!("/proc/{}/fd", vm.pid()))?.count();
-    limit_descriptors(vm, used as u64)?;
+    limit(vm, libc::RLIMIT_NOFILE, used as u64)?;
     let mut late = api.connection()?;
     late.send(&request("GET", "/", ""))?;
     let mut guest = UnixStream::connect(vsock)?;
@@ -187,14 +213,17 @@ fn no_descriptors(vm: &mut Running, api: &Api, vsock: &Path, other: &Path) -> Re
     early.send(&request("PATCH", "/drives/data", &body))?;
     let fault = early.response()?.fault()?;
     check!(fault.contains("other") && fault.contains("Too many open files"), "`{fault}`");
+    // The waiting clients keep nobody busy. A thread that spins would take all of the second.
     let before = busy_ticks(vm)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = busy_ticks(vm)? - before;
+    check!(spent < 50, "the threads ran for {spent}0 ms of a second");
     let io = vm.guest_io()?;
     let line =
         vm.ask("do dd if=/dev/vda of=/dev/null bs=4096 count=64 iflag=direct 2>/dev/null && echo fine")?;
     check!(line == "did fine" && vm.guest_io()? > io, "the guest's I/O: `{line}`");
-    println!("without descriptors: {} ticks of CPU time", busy_ticks(vm)? - before);
 
-    limit_descriptors(vm, 1024)?;
+    limit(vm, libc::RLIMIT_NOFILE, 1024)?;
     check!(late.response()?.status == 200, "the client that waited has no answer");
     // The next one to come is a reason to look again.
     let mut next = UnixStream::connect(vsock)?;
@@ -286,59 +315,18 @@ fn jumping_clock(vm: &mut Running) -> Result<(), Failure> {
     attempt(vm, "in the end")
 }
 
-/// Puts the clock back when dropped.
-struct Clock {
-    offset: i128,
-}
-
-impl Clock {
-    fn remember() -> Result<Self, Failure> {
-        Ok(Self { offset: nanoseconds(libc::CLOCK_REALTIME)? - nanoseconds(libc::CLOCK_MONOTONIC)? })
-    }
-
-    fn move_by(seconds: i64) -> Result<(), Failure> {
-        set_clock(nanoseconds(libc::CLOCK_REALTIME)? + i128::from(seconds) * 1_000_000_000)
-    }
-}
-
-impl Drop for Clock {
-    fn drop(&mut self) {
-        let restored = nanoseconds(libc::CLOCK_MONOTONIC).and_then(|now| set_clock(now + self.offset));
-        if let Err(failure) = restored {
-            eprintln!("{failure}");
-        }
-    }
-}
-
-fn nanoseconds(clock: libc::clockid_t) -> Result<i128, Failure> {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the structure outlives the call.
-    match unsafe { libc::clock_gettime(clock, &raw mut time) } {
-        0 => Ok(i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)),
-        _ => Err(std::io::Error::last_os_error().into()),
-    }
-}
-
-fn set_clock(nanoseconds: i128) -> Result<(), Failure> {
-    let time = libc::timespec {
-        tv_sec: i64::try_from(nanoseconds / 1_000_000_000)?,
-        tv_nsec: i64::try_from(nanoseconds % 1_000_000_000)?,
-    };
-    // SAFETY: the structure outlives the call.
-    match unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error().into()),
-    }
-}
-
-fn limit_descriptors(vm: &Running, most: u64) -> Result<(), Failure> {
-    let limit = libc::rlimit { rlim_cur: most, rlim_max: 1024 };
+/// Sets the soft limit; the hard one stays.
+fn limit(vm: &Running, resource: libc::__rlimit_resource_t, most: u64) -> Result<(), Failure> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let pid = libc::pid_t::try_from(vm.pid())?;
-    // SAFETY: the structure outlives the call, and nothing is returned.
-    match unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error().into()),
-    }
+    // SAFETY: the structure outlives both calls, of which the first writes it and the second reads it.
+    let set = unsafe {
+        libc::prlimit(pid, resource, std::ptr::null(), &raw mut limit) == 0 && {
+            limit.rlim_cur = most.min(limit.rlim_max);
+            libc::prlimit(pid, resource, &raw const limit, std::ptr::null_mut()) == 0
+        }
+    };
+    if set { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
 }
 
 /// CPU time of the threads that serve clients and devices, in hundredths of a second.
@@ -362,46 +350,6 @@ fn anonymous_kib(vm: &Running) -> Result<u64, Failure> {
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
     number.ok_or_else(|| Failure(format!("no RssAnon in `{status}`")))
-}
-
-/// A FIFO that is read only when asked to.
-struct Fifo {
-    path: PathBuf,
-    file: File,
-}
-
-impl Fifo {
-    fn make(path: &Path) -> Result<Self, Failure> {
-        succeed(Command::new("mkfifo").arg(path))?;
-        let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        Ok(Self { path: path.to_owned(), file })
-    }
-
-    /// Whether there is no room for a line.
-    fn is_full(&self) -> Result<bool, Failure> {
-        use std::os::fd::AsRawFd;
-        let mut poll = libc::pollfd { fd: self.file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-        // SAFETY: one pollfd, which lives through the call.
-        Ok(unsafe { libc::poll(&raw mut poll, 1, 0) } == 0)
-    }
-
-    fn wait_full(&self) -> Result<(), Failure> {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.is_full()? {
-            check!(Instant::now() < deadline, "{} does not fill", self.path.display());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    /// Reads what is there.
-    fn drain(&self) -> Result<String, Failure> {
-        let mut bytes = Vec::new();
-        match (&self.file).read_to_end(&mut bytes) {
-            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => Err(error.into()),
-            _ => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        }
-    }
 }
 
 /// A loop device on a sparse file in a small tmpfs. Both go on drop.

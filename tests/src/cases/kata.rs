@@ -2,9 +2,8 @@
 
 use crate::case::{Case, Ctx, Failure, Needs};
 use crate::check;
-use crate::lab::{Api, PATIENCE, Pod, Running, Tap};
+use crate::lab::{Api, PATIENCE, Pod, Running, Tap, make_fifo};
 use serde_json::{Value, json};
-use std::ffi::CString;
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -39,8 +38,8 @@ fn go_shim(ctx: &Ctx) -> Result<(), Failure> {
     let tap = Tap::create("pfkata0", "172.30.3.1/24")?;
     let (log, metrics, vsock) =
         (folder.join("logs.fifo"), folder.join("metrics.fifo"), folder.join("kata.hvsock"));
-    fifo(&log)?;
-    fifo(&metrics)?;
+    make_fifo(&log)?;
+    make_fifo(&metrics)?;
     disk(&folder.join("rootfs"), 1 << 20, 1)?;
     let mut drives = vec![json!({
         "drive_id": "rootfs", "is_read_only": true, "is_root_device": false, "path_on_host": folder.join("rootfs"),
@@ -273,15 +272,6 @@ fn disk(path: &Path, size: usize, seed: u8) -> Result<(), Failure> {
     let block = |number: usize| [(number % 251).to_le_bytes()[0] ^ seed; 512];
     let content: Vec<u8> = (0..size / 512).flat_map(block).collect();
     Ok(fs::write(path, content)?)
-}
-
-fn fifo(path: &Path) -> Result<(), Failure> {
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the path is a NUL-terminated string.
-    if unsafe { libc::mkfifo(name.as_ptr(), 0o600) } == 0 {
-        return Ok(());
-    }
-    Err(Failure(format!("cannot make {}: {}", path.display(), std::io::Error::last_os_error())))
 }
 
 /// The next line of a FIFO that is read without waiting.

@@ -17,7 +17,7 @@ pub const CASES: &[Case] = &[
 ];
 
 const fn case(name: &'static str, cgroup: CgroupVersion, run: fn(&Ctx) -> Result<(), Failure>) -> Case {
-    let needs = Needs { cgroup: Some(cgroup), kernel: Some(Kernel::V6_1), ..Needs::VM };
+    let needs = Needs { own_host: true, cgroup: Some(cgroup), kernel: Some(Kernel::V6_1), ..Needs::VM };
     Case { name, needs, timeout: Duration::from_secs(1800), run }
 }
 

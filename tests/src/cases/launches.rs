@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 pub const CASES: &[Case] = &[
     Case {
         name: "launches_one_after_another",
-        needs: Needs { cgroup: Some(CgroupVersion::V2), ..Needs::VM },
+        needs: Needs { own_host: true, cgroup: Some(CgroupVersion::V2), ..Needs::VM },
         timeout: Duration::from_secs(1800),
         run: |ctx| one_after_another(ctx, 40 * ctx.repeat),
     },
     Case {
         name: "launches_side_by_side",
-        needs: Needs { cgroup: Some(CgroupVersion::V2), ..Needs::VM },
+        needs: Needs { own_host: true, cgroup: Some(CgroupVersion::V2), ..Needs::VM },
         timeout: Duration::from_secs(1800),
         run: |ctx| side_by_side(ctx, 24),
     },

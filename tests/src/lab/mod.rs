@@ -3,6 +3,8 @@
 
 mod api;
 mod cgroups;
+mod clock;
+mod fifo;
 mod leaks;
 mod machine;
 mod openapi;
@@ -13,6 +15,8 @@ mod tree;
 
 pub use api::{Api, Response, request};
 pub use cgroups::{Group, Made, Pod, Unit, caller};
+pub use clock::Clock;
+pub use fifo::{Fifo, make_fifo};
 pub use leaks::{Tally, adopt_orphans, expect_no_children};
 pub use machine::{Machine, Running, containers_of_record};
 pub use openapi::get_as_documented;
