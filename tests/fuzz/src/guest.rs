@@ -1,7 +1,8 @@
 //! A hostile driver: does to a device, its queues and guest memory what the fuzzer's bytes say.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use devices::bus::BusDevice;
 use devices::pci::PciFunction;
@@ -58,6 +59,14 @@ impl MsixRoutes for DeafRoutes {
     fn route(&self, messages: &[Option<Message>]) {
         assert_eq!(messages.len(), self.0.len());
     }
+}
+
+/// What devices have counted since somebody looked.
+static REACHED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+
+/// The names of what devices have counted since the last call, so that it shows whether a corpus gets anywhere.
+pub fn take_reached() -> BTreeSet<&'static str> {
+    std::mem::take(&mut *REACHED.lock().expect("it is only added to"))
 }
 
 enum Transport {
@@ -209,6 +218,14 @@ impl Guest {
         }
         self.transport.slot().reset();
         self.settle();
+        let mut reached = REACHED.lock().expect("it is only added to");
+        for counters in self.transport.slot().counters() {
+            counters.each(&mut |name, counter| {
+                if counter.count() > 0 {
+                    reached.insert(name);
+                }
+            });
+        }
     }
 
     fn step(&mut self, input: &mut Input<'_>, host: &mut impl FnMut(&Self, &mut Input<'_>)) {

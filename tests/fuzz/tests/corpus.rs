@@ -92,8 +92,13 @@ fn run(target: &Target, current: &Current) -> Result<(), Failed> {
     if corpus.is_empty() {
         return Err(Failed::from("has no corpus"));
     }
+    fuzz::guest::take_reached();
     for (path, bytes) in &corpus {
         run_one(target, bytes, &path.display().to_string(), current)?;
+    }
+    let reached = fuzz::guest::take_reached();
+    if let Some(missed) = target.reaches.iter().find(|name| !reached.contains(*name)) {
+        return Err(Failed::from(format!("the corpus never has {missed} counted, only {reached:?}")));
     }
     let corpus: Vec<Vec<u8>> = corpus.into_iter().map(|(_, bytes)| bytes).collect();
     let mut random = Random::new(seed().wrapping_mul(0x9E37_79B9_7F4A_7C15));

@@ -28,7 +28,7 @@ fn answer(number: u32, wanted: bool, body: Vec<u8>, input: &mut Input<'_>) -> Op
     Some(match number {
         1 => (FEATURES | input.u64()).to_le_bytes().to_vec(),
         15 => (0x209 | input.u64() & !0x1000).to_le_bytes().to_vec(),
-        17 => (u64::from(input.u8() & 3) + 1).to_le_bytes().to_vec(),
+        17 => (4 - u64::from(input.u8() & 3)).to_le_bytes().to_vec(),
         11 => body,
         24 => {
             let mut body = body;
