@@ -16,4 +16,6 @@ mod inventory;
 pub mod lab;
 pub mod registry;
 pub mod route;
+#[cfg(test)]
+mod threats;
 pub mod vsock;

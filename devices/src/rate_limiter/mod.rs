@@ -252,4 +252,6 @@ impl Clock {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

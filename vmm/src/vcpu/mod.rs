@@ -12,6 +12,7 @@
 //! with an [`Event`]; the first events of all come unasked: that it joined its cgroup, or why it could not.
 
 mod kick;
+mod life;
 mod run;
 
 use std::io;
@@ -26,7 +27,7 @@ use kvm_ioctls::VcpuFd;
 use run::Vcpu;
 
 /// What a vCPU thread is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Command {
     /// Run the guest.
     Run,
@@ -158,7 +159,9 @@ impl Vcpus {
 
     fn tell(&self, command: Command) -> Result<(), VcpuError> {
         self.0.iter().for_each(|handle| handle.send(command));
-        self.0.iter().try_for_each(|handle| handle.event().map(drop))
+        // Everybody's answer is taken, also when one has none to give: the next command would be told it otherwise.
+        let answers: Vec<_> = self.0.iter().map(Handle::event).collect();
+        answers.into_iter().try_for_each(|answer| answer.map(drop))
     }
 }
 

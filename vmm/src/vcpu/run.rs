@@ -7,34 +7,9 @@ use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EV
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::Kickable;
+use super::life::{Answer, Life, Step};
 use super::{Command, Event, Outside};
 use crate::metrics::{METRICS, VcpuExits};
-
-/// Where a vCPU is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Placed, and has never run.
-    Created,
-    /// In the guest, or on its way there.
-    Running,
-    /// Has run, and does not now.
-    Paused,
-    /// Will never run again.
-    Finished,
-}
-
-impl State {
-    /// Where `command` leads, and whether the guest is to run.
-    fn on(self, command: Command) -> Self {
-        match (self, command) {
-            (State::Finished, _) | (_, Command::Finish) => State::Finished,
-            (_, Command::Run) => State::Running,
-            // What has never run has nothing to pause.
-            (State::Created, Command::Pause) => State::Created,
-            (State::Running | State::Paused, Command::Pause) => State::Paused,
-        }
-    }
-}
 
 /// What one KVM_RUN led to.
 enum Outcome {
@@ -71,14 +46,32 @@ impl Vcpu {
     /// whoever looks at our threads meanwhile finds all of them.
     pub fn live(mut self) {
         let _kickable = Kickable::new(&mut self.fd);
-        let mut state = State::Created;
+        let mut life = Life::new();
         self.tell(Event::Created);
         loop {
-            state = match state {
-                State::Created | State::Paused => self.wait(state),
-                State::Running => self.run(),
-                State::Finished => return,
-            };
+            match life.step() {
+                Step::Wait => match self.commands.recv() {
+                    Ok(command) => self.follow(&mut life, command),
+                    Err(_) => life.abandoned(),
+                },
+                Step::Enter => match self.enter() {
+                    Outcome::Continue => {}
+                    Outcome::Interrupted => life.interrupted(),
+                    Outcome::Ended(kind) => {
+                        self.outside.exit.raise(kind);
+                        life.guest_ended();
+                    }
+                },
+                Step::Look => {
+                    self.fd.set_kvm_immediate_exit(0);
+                    match self.commands.try_recv() {
+                        Ok(command) => self.follow(&mut life, command),
+                        Err(TryRecvError::Empty) => life.nothing_to_follow(),
+                        Err(TryRecvError::Disconnected) => life.abandoned(),
+                    }
+                }
+                Step::End => return,
+            }
         }
     }
 
@@ -87,43 +80,11 @@ impl Vcpu {
         let _ = self.events.send(event);
     }
 
-    /// Waits for a command and follows it.
-    fn wait(&mut self, state: State) -> State {
-        match self.commands.recv() {
-            Ok(command) => self.follow(state, command),
-            Err(_) => State::Finished,
-        }
-    }
-
-    fn follow(&self, state: State, command: Command) -> State {
-        let next = state.on(command);
-        match next {
-            State::Running => self.tell(Event::Running),
-            State::Created | State::Paused => self.tell(Event::Paused),
-            State::Finished => {}
-        }
-        next
-    }
-
-    /// Runs the guest until a command or its end.
-    fn run(&mut self) -> State {
-        loop {
-            match self.enter() {
-                Outcome::Continue => {}
-                Outcome::Interrupted => {
-                    // First the flag, then the commands: whoever sends one kicks afterwards.
-                    self.fd.set_kvm_immediate_exit(0);
-                    match self.commands.try_recv() {
-                        Ok(command) => return self.follow(State::Running, command),
-                        Err(TryRecvError::Empty) => {}
-                        Err(TryRecvError::Disconnected) => return State::Finished,
-                    }
-                }
-                Outcome::Ended(kind) => {
-                    self.outside.exit.raise(kind);
-                    return State::Paused;
-                }
-            }
+    fn follow(&self, life: &mut Life, command: Command) {
+        match life.follow(command) {
+            Some(Answer::Running) => self.tell(Event::Running),
+            Some(Answer::Paused) => self.tell(Event::Paused),
+            None => {}
         }
     }
 
@@ -236,28 +197,6 @@ mod tests {
         ] {
             let reason = after(exit).unwrap_err();
             assert!(reason.contains(word), "{word}: {reason}");
-        }
-    }
-
-    #[test]
-    fn every_command_leads_somewhere_from_every_state() {
-        use Command::{Finish, Pause, Run};
-        use State::{Created, Finished, Paused, Running};
-        for (from, command, to) in [
-            (Created, Run, Running),
-            (Created, Pause, Created),
-            (Created, Finish, Finished),
-            (Running, Run, Running),
-            (Running, Pause, Paused),
-            (Running, Finish, Finished),
-            (Paused, Run, Running),
-            (Paused, Pause, Paused),
-            (Paused, Finish, Finished),
-            (Finished, Run, Finished),
-            (Finished, Pause, Finished),
-            (Finished, Finish, Finished),
-        ] {
-            assert_eq!(from.on(command), to, "{from:?} on {command:?}");
         }
     }
 }

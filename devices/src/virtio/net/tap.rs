@@ -138,7 +138,7 @@ impl Tap {
     }
 
     /// A stand-in for tests: any socket that keeps the borders of messages.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn from_file(file: File) -> Self {
         Self { file, name: "test".into() }
     }

@@ -1,0 +1,4 @@
+//! Target `block_uring` for cargo-fuzz.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::run("block_uring", bytes));

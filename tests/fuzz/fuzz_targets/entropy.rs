@@ -1,0 +1,4 @@
+//! Target `entropy` for cargo-fuzz.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::run("entropy", bytes));

@@ -1,0 +1,4 @@
+//! Target `oci_spec` for cargo-fuzz.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::run("oci_spec", bytes));

@@ -1,0 +1,4 @@
+//! Target `pci` for cargo-fuzz.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::run("pci", bytes));

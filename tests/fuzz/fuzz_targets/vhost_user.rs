@@ -1,0 +1,4 @@
+//! Target `vhost_user` for cargo-fuzz.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::run("vhost_user", bytes));
