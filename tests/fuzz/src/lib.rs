@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`targets`] | the targets, one file each |
 //! | [`guest`] | the hostile driver that the targets of virtio devices share |
+//! | [`transport`] | its way to registers |
 //! | [`input`] | the fuzzer's bytes as numbers |
 //! | [`host`] | what targets need of the host |
 //! | [`mutate`] | inputs from other inputs, without guidance |
@@ -17,6 +18,7 @@ pub mod host;
 pub mod input;
 pub mod mutate;
 pub mod targets;
+pub mod transport;
 
 /// Something that takes bytes from strangers.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +55,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "cgroup_files", run: targets::cgroup_files::run, mutations: 500, reaches: &[] },
     Target { name: "kernel", run: targets::kernel::run, mutations: 1000, reaches: &[] },
     Target { name: "platform", run: targets::platform::run, mutations: 1000, reaches: &[] },
-    Target { name: "block", run: targets::block::run, mutations: 500, reaches: BLOCK },
-    Target { name: "block_uring", run: targets::block_uring::run, mutations: 300, reaches: BLOCK },
+    Target { name: "block", run: targets::block::run, mutations: 200, reaches: BLOCK },
+    Target { name: "block_uring", run: targets::block_uring::run, mutations: 100, reaches: BLOCK },
     Target {
         name: "net",
         run: targets::net::run,
@@ -100,7 +102,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "vhost_user",
         run: targets::vhost_user::run,
-        mutations: 300,
+        mutations: 200,
         reaches: &["backend_lost", "refused_count"],
     },
     Target { name: "pci", run: targets::pci::run, mutations: 1000, reaches: &[] },

@@ -12,8 +12,9 @@ use devices::virtio::pci::VirtioPci;
 use devices::virtio::rng::Rng;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use crate::guest::{DeafRoutes, access};
+use crate::guest::access;
 use crate::input::Input;
+use crate::transport::DeafRoutes;
 
 /// Where BARs may be, and the configuration space.
 const LOW: u64 = 0xC000_0000;
