@@ -30,6 +30,7 @@ pub(crate) struct Built {
 pub(crate) fn build(plan: &Plan) -> Result<Built, FileError> {
     let mut builder = Builder::default();
     builder.in_scope = plan.in_scope;
+    builder.around.clone_from(&plan.around);
     for site in &plan.sites {
         if plan.v2 { builder.v2(site)? } else { builder.v1(site)? }
     }
@@ -43,6 +44,8 @@ struct Builder {
     reused: BTreeSet<PathBuf>,
     /// Whether the base is a scope that this process is in.
     in_scope: bool,
+    /// What is written to files of the group that ours are built in.
+    around: Vec<(String, String)>,
     /// Why a controller could not be enabled.
     refused: BTreeMap<String, String>,
 }
@@ -64,6 +67,9 @@ impl Builder {
     fn v1(&mut self, site: &Site) -> Result<(), FileError> {
         let ours = site.ours();
         for group in site.between.iter().chain(&ours) {
+            if ours.first() == Some(group) {
+                self.set_around(site, false)?;
+            }
             let dir = site.dir(group);
             self.mkdir(&dir)?;
             if site.hierarchy.has("cpuset") {
@@ -81,9 +87,15 @@ impl Builder {
         }
         let mut above = site.dir(&site.base);
         for group in site.between.iter().chain(&site.sandbox) {
+            if site.sandbox.as_ref() == Some(group) {
+                self.set_around(site, true)?;
+            }
             self.enable(&above, &FOR_SANDBOX)?;
             above = site.dir(group);
             self.mkdir(&above)?;
+        }
+        if site.sandbox.is_none() {
+            self.set_around(site, true)?;
         }
         // First the type, then controllers: enabling one that only domains can have would forbid the type.
         for group in [&site.vcpus, &site.overhead] {
@@ -93,6 +105,18 @@ impl Builder {
         }
         for controller in FOR_THREADS {
             self.enable_one(&above, controller);
+        }
+        Ok(())
+    }
+
+    /// Writes what was asked for to the files of the group that ours are built in, as far as this hierarchy has them.
+    fn set_around(&self, site: &Site, v2: bool) -> Result<(), FileError> {
+        let dir = site.dir(site.between.last().unwrap_or(&site.base));
+        for (name, value) in &self.around {
+            let controller = name.split('.').next().unwrap_or_default();
+            if v2 || site.hierarchy.has(controller) {
+                file::write(&dir.join(name), value)?;
+            }
         }
         Ok(())
     }

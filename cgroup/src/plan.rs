@@ -115,6 +115,12 @@ pub enum PlanError {
         /// Why not `/pinfold/<id>`.
         root: String,
     },
+    /// A file of a group that no group can have.
+    #[error(
+        "no group can have the file {0:?}: name one of a controller that is mounted here, such as memory.max (v2) or \
+         memory.limit_in_bytes (v1)"
+    )]
+    NoSuchFile(String),
     /// The microVM's id cannot name a group.
     #[error("the microVM's id cannot name its group below /pinfold")]
     Id(#[from] PathError),
@@ -171,6 +177,25 @@ pub struct Plan {
     pub(crate) unapplied: Vec<String>,
     /// What was asked for that is never applied.
     pub(crate) never: Vec<String>,
+    /// Files of the group that ours are built in, and what to write to them.
+    pub(crate) around: Vec<(String, String)>,
+}
+
+impl Plan {
+    /// Has a value written to a file, such as `memory.max`, of the group that ours are built in, before ours exist.
+    ///
+    /// # Errors
+    /// When that is no file's name, or there is no hierarchy that could have it.
+    pub fn set_around(&mut self, file: &str, value: &str) -> Result<(), PlanError> {
+        let plain = file.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        let (controller, _) = file.split_once('.').filter(|_| plain).unwrap_or_default();
+        let there = self.v2 || self.sites.iter().any(|site| site.hierarchy.has(controller));
+        if controller.is_empty() || !there {
+            return Err(PlanError::NoSuchFile(file.to_owned()));
+        }
+        self.around.push((file.to_owned(), value.to_owned()));
+        Ok(())
+    }
 }
 
 /// Finds the place for what is asked: the base, in this order, is the parent that was named; our own group if a
@@ -231,7 +256,7 @@ fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError>
     let overhead_cpus = overhead_cpus(&Kernel, &sites, &sums, v2)?;
     let never = never_applied(&request.containers, request.overhead.as_ref());
     let in_scope = matches!(request.parent, Some(Parent::Scope(_)));
-    Ok(Plan { v2, in_scope, sites, sums, overhead_cpus, unapplied, never })
+    Ok(Plan { v2, in_scope, sites, sums, overhead_cpus, unapplied, never, around: Vec::new() })
 }
 
 /// What was asked for that Pinfold never applies.

@@ -73,6 +73,23 @@ fn v2_below_the_configured_parent() {
 }
 
 #[test]
+fn files_of_the_group_around_are_those_of_controllers_that_are_there() {
+    let fake = Fake::new();
+    fake.group("pods/p1", &[("cgroup.type", "domain\n")]).group("memory/pods/p1", &[]);
+    let mut v2 = resolved(&fake.v2("/"), &request(Some("/pods/p1"))).unwrap();
+    v2.set_around("io.max", "8:0 rbps=1").unwrap();
+    assert_eq!(v2.around, [("io.max".to_owned(), "8:0 rbps=1".to_owned())]);
+    let mut v1 = resolved(&fake.v1(&[("memory", "/")]), &request(Some("/pods/p1"))).unwrap();
+    v1.set_around("memory.limit_in_bytes", "1").unwrap();
+    let refused = |plan: &mut Plan, bad: &str| {
+        let error = plan.set_around(bad, "1").unwrap_err().to_string();
+        assert!(error.contains(&format!("{bad:?}")), "{error}");
+    };
+    refused(&mut v1, "cpu.shares");
+    ["../memory.max", "memory", ""].iter().for_each(|bad| refused(&mut v2, bad));
+}
+
+#[test]
 fn v2_in_our_own_group() {
     let fake = Fake::new();
     fake.group("pods/sandbox", &[("cgroup.type", "domain threaded\n")]);

@@ -10,6 +10,7 @@ mod exit_report;
 mod fctools;
 mod fs;
 mod host_selfcheck;
+mod jail;
 mod kata;
 mod lab_selfcheck;
 mod net;
@@ -48,6 +49,7 @@ pub fn all() -> Vec<&'static Case> {
         placement::CASES,
         systemd::CASES,
         cgroup_live::CASES,
+        jail::CASES,
         exit_report::CASES,
         why::CASES,
     ]
