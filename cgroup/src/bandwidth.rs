@@ -82,11 +82,11 @@ impl Layout {
         effective_cpus(&self.reach, &self.place(scope, "cpuset")?.1)
     }
 
-    /// The CPUs of the base, which are those that our groups can be given.
+    /// The CPUs of the group around ours, which are those that ours can be given.
     #[must_use]
     pub fn base_cpus(&self) -> Option<CpuSet> {
         let site = self.site("cpuset")?;
-        effective_cpus(&self.reach, &site.dir(&site.base))
+        effective_cpus(&self.reach, &site.around())
     }
 }
 

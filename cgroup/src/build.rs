@@ -111,7 +111,7 @@ impl Builder {
 
     /// Writes what was asked for to the files of the group that ours are built in, as far as this hierarchy has them.
     fn set_around(&self, site: &Site, v2: bool) -> Result<(), FileError> {
-        let dir = site.dir(site.between.last().unwrap_or(&site.base));
+        let dir = site.around();
         for (name, value) in &self.around {
             let controller = name.split('.').next().unwrap_or_default();
             if v2 || site.hierarchy.has(controller) {

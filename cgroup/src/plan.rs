@@ -157,6 +157,11 @@ impl Site {
         groups
     }
 
+    /// The directory of the group that ours are made in. It may be still to come.
+    pub(crate) fn around(&self) -> PathBuf {
+        self.dir(self.between.last().unwrap_or(&self.base))
+    }
+
     /// The directory of one of this site's groups.
     pub(crate) fn dir(&self, group: &CgroupPath) -> PathBuf {
         // All of them are at or below `base`, which the mount was seen to show.
@@ -192,6 +197,9 @@ impl Plan {
         let there = self.v2 || self.sites.iter().any(|site| site.hierarchy.has(controller));
         if controller.is_empty() || !there {
             return Err(PlanError::NoSuchFile(file.to_owned()));
+        }
+        if let ("cpuset.cpus", Ok(available)) = (file, value.parse::<CpuSet>()) {
+            self.overhead_cpus = self.sums.overhead_cpus(&available);
         }
         self.around.push((file.to_owned(), value.to_owned()));
         Ok(())
@@ -334,7 +342,7 @@ pub(crate) fn overhead_cpus(
     v2: bool,
 ) -> Result<Option<CpuSet>, PlanError> {
     let Some(site) = sites.iter().find(|site| v2 || site.hierarchy.has("cpuset")) else { return Ok(None) };
-    let base = site.dir(&site.base);
+    let base = site.around();
     let Some(available) = effective_cpus(files, &base) else { return Ok(None) };
     for (what, asked) in [("containers' CPUs", &sums.vcpus.cpus), ("overhead's CPUs", &sums.overhead.cpus)] {
         if let Some(asked) = asked.as_ref().filter(|asked| !asked.is_subset(&available)) {

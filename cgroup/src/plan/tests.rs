@@ -90,6 +90,21 @@ fn files_of_the_group_around_are_those_of_controllers_that_are_there() {
 }
 
 #[test]
+fn cpus_are_those_of_the_group_around() {
+    let fake = Fake::new();
+    fake.group("pods", &[("cgroup.type", "domain\n"), ("cpuset.cpus.effective", "0-3\n")]);
+    let mut request = request(None);
+    request.parent = Some(Parent::Made("/pods/made".parse().unwrap()));
+    request.containers = vec![serde_json::from_str(r#"{"cpu":{"cpus":"0"}}"#).unwrap()];
+    let mut plan = resolved(&fake.v2("/"), &request).unwrap();
+    assert!(plan.sites[0].around().ends_with("pods/made"));
+    // It is not there yet, so that the one above it counts.
+    assert_eq!(plan.overhead_cpus, Some("1-3".parse().unwrap()));
+    plan.set_around("cpuset.cpus", "0-1").unwrap();
+    assert_eq!(plan.overhead_cpus, Some("1".parse().unwrap()));
+}
+
+#[test]
 fn v2_in_our_own_group() {
     let fake = Fake::new();
     fake.group("pods/sandbox", &[("cgroup.type", "domain threaded\n")]);
