@@ -70,7 +70,7 @@ impl Layout {
     fn oom_kills(&self) -> Result<Option<u64>, StatsError> {
         let Some((site, group)) = self.whole("memory") else { return Ok(None) };
         let file = site.dir(group).join(if self.v2 { "memory.events" } else { "memory.oom_control" });
-        let kills = counters::read(&file, |text| counters::keyed(text, ["oom_kill"]))?;
+        let kills = counters::read(&self.reach, &file, |text| counters::keyed(text, ["oom_kill"]))?;
         Ok(kills.and_then(|[kills]| kills))
     }
 }

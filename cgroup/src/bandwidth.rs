@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::counters::{self, StatsError};
 use crate::cpuset::CpuSet;
-use crate::file::Kernel;
 use crate::layout::Layout;
 use crate::plan::effective_cpus;
 use crate::resources::PERIODS;
@@ -66,11 +65,11 @@ impl Layout {
     pub fn bandwidth(&self, scope: Scope) -> Result<Option<Bandwidth>, StatsError> {
         let Some((_, dir)) = self.place(scope, "cpu") else { return Ok(None) };
         if self.v2 {
-            let max = counters::read(&dir.join("cpu.max"), counters::cpu_max)?;
+            let max = counters::read(&self.reach, &dir.join("cpu.max"), counters::cpu_max)?;
             return Ok(max.map(|(quota, period)| Bandwidth { quota, period }));
         }
-        let period = counters::read(&dir.join(PERIOD_FILE), counters::number)?;
-        let quota = counters::read(&dir.join(QUOTA_FILE), |text| match text.trim() {
+        let period = counters::read(&self.reach, &dir.join(PERIOD_FILE), counters::number)?;
+        let quota = counters::read(&self.reach, &dir.join(QUOTA_FILE), |text| match text.trim() {
             "-1" => Ok(None),
             quota => counters::number(quota).map(Some),
         })?;
@@ -80,14 +79,14 @@ impl Layout {
     /// The CPUs that one of the two groups of threads may run on; `None` where nobody says.
     #[must_use]
     pub fn cpus(&self, scope: Scope) -> Option<CpuSet> {
-        effective_cpus(&Kernel, &self.place(scope, "cpuset")?.1)
+        effective_cpus(&self.reach, &self.place(scope, "cpuset")?.1)
     }
 
-    /// The CPUs of the base, which are those that our groups can be given.
+    /// The CPUs of the group around ours, which are those that ours can be given.
     #[must_use]
     pub fn base_cpus(&self) -> Option<CpuSet> {
         let site = self.site("cpuset")?;
-        effective_cpus(&Kernel, &site.dir(&site.base))
+        effective_cpus(&self.reach, &site.around())
     }
 }
 

@@ -65,6 +65,7 @@ fn build_in(files: &dyn Groups, plan: &Plan) -> Result<Built, FileError> {
         created: Vec::new(),
         reused: BTreeSet::new(),
         in_scope: plan.in_scope,
+        around: plan.around.clone(),
         refused: BTreeMap::new(),
     };
     for site in &plan.sites {
@@ -81,6 +82,8 @@ struct Builder<'a> {
     reused: BTreeSet<PathBuf>,
     /// Whether the base is a scope that this process is in.
     in_scope: bool,
+    /// What is written to files of the group that ours are built in.
+    around: Vec<(String, String)>,
     /// Why a controller could not be enabled.
     refused: BTreeMap<String, String>,
 }
@@ -102,6 +105,9 @@ impl Builder<'_> {
     fn v1(&mut self, site: &Site) -> Result<(), FileError> {
         let ours = site.ours();
         for group in site.between.iter().chain(&ours) {
+            if ours.first() == Some(group) {
+                self.set_around(site, false)?;
+            }
             let dir = site.dir(group);
             self.mkdir(&dir)?;
             if site.hierarchy.has("cpuset") {
@@ -119,9 +125,15 @@ impl Builder<'_> {
         }
         let mut above = site.dir(&site.base);
         for group in site.between.iter().chain(&site.sandbox) {
+            if site.sandbox.as_ref() == Some(group) {
+                self.set_around(site, true)?;
+            }
             self.enable(&above, &FOR_SANDBOX)?;
             above = site.dir(group);
             self.mkdir(&above)?;
+        }
+        if site.sandbox.is_none() {
+            self.set_around(site, true)?;
         }
         // First the type, then controllers: enabling one that only domains can have would forbid the type.
         for group in [&site.vcpus, &site.overhead] {
@@ -131,6 +143,18 @@ impl Builder<'_> {
         }
         for controller in FOR_THREADS {
             self.enable_one(&above, controller);
+        }
+        Ok(())
+    }
+
+    /// Writes what was asked for to the files of the group that ours are built in, as far as this hierarchy has them.
+    fn set_around(&self, site: &Site, v2: bool) -> Result<(), FileError> {
+        let dir = site.around();
+        for (name, value) in &self.around {
+            let controller = name.split('.').next().unwrap_or_default();
+            if v2 || site.hierarchy.has(controller) {
+                self.files.write(&dir.join(name), value)?;
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::file::{self, FileError};
+use crate::file::{FileError, Files};
 
 /// Why figures could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -28,20 +28,22 @@ const SHOWN: usize = 60;
 /// Reads a file by `parse`, whose error is the piece that it cannot read. `None` when the file is not there, or says
 /// that the kernel does not have it.
 pub(crate) fn read<T>(
+    files: &dyn Files,
     path: &Path,
     parse: impl FnOnce(&str) -> Result<T, &str>,
 ) -> Result<Option<T>, StatsError> {
-    let text = match file::read(path) {
+    let text = match files.read(path) {
         Ok(text) => text,
         Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EOPNOTSUPP | libc::ENODEV)) => {
             return Ok(None);
         }
         Err(error) => return Err(error.into()),
     };
-    parse(&text).map(Some).map_err(|at| StatsError::Text {
-        path: path.display().to_string(),
-        at: at.escape_debug().take(SHOWN).collect(),
-    })
+    parse(&text).map(Some).map_err(|at| foreign(path, at))
+}
+
+fn foreign(path: &Path, at: &str) -> StatsError {
+    StatsError::Text { path: path.display().to_string(), at: at.escape_debug().take(SHOWN).collect() }
 }
 
 /// One number.
@@ -224,15 +226,12 @@ pub struct SchedStat {
 }
 
 impl SchedStat {
-    /// That of the thread whose directory in /proc this is; `None` when the thread is gone or the kernel keeps none.
+    /// From the text of `file`, which is that of a thread.
     ///
     /// # Errors
-    /// When the file refuses, or says what the kernel does not say.
-    pub fn of(task: &Path) -> Result<Option<Self>, StatsError> {
-        match read(&task.join("schedstat"), schedstat) {
-            Err(StatsError::File(error)) if error.errno() == Some(libc::ESRCH) => Ok(None),
-            read => read,
-        }
+    /// When it says what the kernel does not say.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, StatsError> {
+        schedstat(text).map_err(|at| foreign(file, at))
     }
 }
 

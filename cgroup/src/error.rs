@@ -1,5 +1,6 @@
 //! What placing can fail with.
 
+use crate::counters::StatsError;
 use crate::file::FileError;
 use crate::parts::PartsError;
 use crate::plan::PlanError;
@@ -18,6 +19,9 @@ pub enum Error {
     /// A file or directory of a group refused.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Figures cannot be read.
+    #[error(transparent)]
+    Stats(#[from] StatsError),
     /// What arrived through an exec is not what was sent.
     #[error(transparent)]
     Parts(#[from] PartsError),

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -16,6 +16,7 @@ use crate::counters::{self, StatsError};
 use crate::file::FileError;
 use crate::layout::Layout;
 use crate::path::CgroupPath;
+use crate::reach::Reach;
 
 /// Events that are kept. When there are more, hits of the limit are forgotten before kills.
 const KEPT: usize = 256;
@@ -91,6 +92,7 @@ impl Form {
 /// What happened since it was made.
 #[derive(Debug)]
 pub struct EventLog {
+    reach: Reach,
     sources: Vec<Source>,
     kept: VecDeque<Event>,
     last_id: u64,
@@ -98,7 +100,7 @@ pub struct EventLog {
 
 /// Becomes readable when there may be new events (v2).
 #[derive(Debug)]
-pub struct EventNotifier(File);
+pub struct EventNotifier(pub(crate) File);
 
 impl Layout {
     /// Starts to watch the groups. On v1, where the kernel tells nobody, there is no notifier.
@@ -106,7 +108,8 @@ impl Layout {
     /// # Errors
     /// When a file that is there refuses or does not follow the kernel's format, or no notifier can be had.
     pub fn watch(&self) -> Result<(EventLog, Option<EventNotifier>), StatsError> {
-        let mut log = EventLog { sources: Vec::new(), kept: VecDeque::new(), last_id: 0 };
+        let reach = self.reach.clone();
+        let mut log = EventLog { reach, sources: Vec::new(), kept: VecDeque::new(), last_id: 0 };
         let Some(site) = self.site("memory") else { return Ok((log, None)) };
         let files: &[(&str, Form)] = match self.v2 {
             true => &[("memory.events", Form::Events)],
@@ -118,7 +121,7 @@ impl Layout {
             let Some(dir) = site.hierarchy.dir(&path) else { break };
             for (name, form) in files {
                 let file = dir.join(name);
-                match counters::read(&file, |text| form.parse(text)) {
+                match counters::read(&self.reach, &file, |text| form.parse(text)) {
                     Ok(None) => {}
                     Ok(Some(last)) => {
                         log.sources.push(Source { group: path.clone(), path: file, form: *form, last });
@@ -131,10 +134,20 @@ impl Layout {
             group = path.parent();
         }
         let notifier = match self.v2 {
-            true => Some(EventNotifier::new(log.sources.iter().map(|source| &source.path))?),
+            true => Some(self.notifier(&log)?),
             false => None,
         };
         Ok((log, notifier))
+    }
+}
+
+impl Layout {
+    fn notifier(&self, log: &EventLog) -> Result<EventNotifier, FileError> {
+        let failed = |source| FileError::new("watch", Path::new("memory.events"), source);
+        match self.reach.notifier().map_err(failed)? {
+            Some(kept) => Ok(EventNotifier(kept.into())),
+            None => EventNotifier::new(log.sources.iter().map(|source| &source.path)),
+        }
     }
 }
 
@@ -145,7 +158,7 @@ impl EventLog {
         let time_ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
         let (mut found, mut errors) = (Vec::new(), Vec::new());
         self.sources.retain_mut(|source| {
-            match counters::read(&source.path, |text| source.form.parse(text)) {
+            match counters::read(&self.reach, &source.path, |text| source.form.parse(text)) {
                 Ok(Some(counts)) => {
                     for ((kind, now), (_, before)) in counts.into_iter().zip(source.last) {
                         let (Some(total), Some(before)) = (now, before) else { continue };

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::hierarchy::Hierarchy;
 
 /// Most bytes read from one cgroup file: room for the longest `cgroup.procs` that matters.
-const READ_LIMIT: u64 = 1 << 20;
+pub(crate) const READ_LIMIT: u64 = 1 << 20;
 
 /// A file of a cgroup refused something. The text names what was done, to which file, and the way out; the
 /// source is the kernel's answer.
@@ -100,7 +100,11 @@ pub(crate) fn write(path: &Path, value: &str) -> Result<(), FileError> {
         .write(true)
         .open(path)
         .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(|source| FileError::new(format!("write `{value}` to"), path, source))
+        .map_err(|source| write_failed(path, value, source))
+}
+
+pub(crate) fn write_failed(path: &Path, value: &str, source: io::Error) -> FileError {
+    FileError::new(format!("write `{value}` to"), path, source)
 }
 
 /// The files of groups, as far as limits need them: tests put others in their place.

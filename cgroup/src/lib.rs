@@ -9,6 +9,8 @@
 //! 3. joins with its only thread ([`Tree::join`]),
 //! 4. execs itself when [`Tree::needs_exec`] says so, since memory stays charged to where it was first
 //!    touched; the tree travels as plain data and descriptors ([`Tree::into_parts`]),
+//!    On the way a process that will not see the groups' files any more, as in a jail, takes them along
+//!    ([`Limits::open_files`], [`Limits::keep`]),
 //! 5. has every later vCPU thread join before it does anything of its own,
 //! 6. changes the limits as containers come and go ([`Limits::change`]),
 //! 7. in the end leaves and removes what was made ([`Cleaner`]).
@@ -99,6 +101,7 @@ mod parent;
 mod parts;
 mod path;
 mod plan;
+mod reach;
 mod resources;
 mod scope;
 mod settings;

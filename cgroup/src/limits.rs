@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
-use crate::file::{FileError, Files, Kernel};
+use crate::file::{FileError, Files};
 use crate::layout::Layout;
 use crate::path::CgroupPath;
 use crate::plan::{Plan, PlanError, never_applied, overhead_cpus};
+use crate::reach::Reach;
 use crate::resources::Resources;
 use crate::settings::{PERIOD_FILE, QUOTA_FILE, Scope, Setting, Unlimited, controller, settings};
 use crate::sums::Sums;
@@ -113,7 +114,7 @@ impl Limits {
         refused: BTreeMap<String, String>,
     ) -> Result<Self, FileError> {
         let mut limits = Self {
-            layout: Layout { v2: plan.v2, sites: plan.sites.clone() },
+            layout: Layout { v2: plan.v2, sites: plan.sites.clone(), reach: Reach::default() },
             refused,
             placement: plan.unapplied.clone(),
             wanted: Wanted {
@@ -140,7 +141,7 @@ impl Limits {
         containers: &[Resources],
         overhead: Option<&Resources>,
     ) -> Result<(), ChangeError> {
-        self.change_in(&Kernel, containers, overhead)
+        self.change_in(&self.layout.reach.clone(), containers, overhead)
     }
 
     fn change_in(
@@ -171,7 +172,7 @@ impl Limits {
     /// # Errors
     /// When a file refuses; the limit still waits then.
     pub fn retry(&mut self) -> Result<bool, FileError> {
-        self.retry_in(&Kernel)
+        self.retry_in(&self.layout.reach.clone())
     }
 
     fn retry_in(&mut self, files: &dyn Files) -> Result<bool, FileError> {
@@ -185,7 +186,7 @@ impl Limits {
     /// The limits as the files say now.
     #[must_use]
     pub fn in_force(&self) -> LimitsInForce {
-        self.in_force_in(&Kernel)
+        self.in_force_in(&self.layout.reach)
     }
 
     fn in_force_in(&self, files: &dyn Files) -> LimitsInForce {
@@ -231,6 +232,21 @@ impl Limits {
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    pub(crate) fn set_reach(&mut self, reach: Reach) {
+        self.layout.reach = reach;
+    }
+
+    /// The files that hold limits, and those that say what a limit is taken from.
+    pub(crate) fn files(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let settings = self.settings(&self.wanted);
+        let held = |setting: &Setting| Some(setting.place.as_ref().ok()?.1.join(setting.file));
+        let taken = |setting: &Setting| match &setting.unlimited {
+            Unlimited::Of(path) => Some(path.clone()),
+            Unlimited::Text(_) => None,
+        };
+        (settings.iter().filter_map(held).collect(), settings.iter().filter_map(taken).collect())
     }
 
     fn settings(&self, wanted: &Wanted) -> Vec<Setting> {

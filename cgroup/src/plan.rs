@@ -117,6 +117,12 @@ pub enum PlanError {
         /// Why not `/pinfold/<id>`.
         root: String,
     },
+    /// A file of a group that no group can have.
+    #[error(
+        "no group can have the file {0:?}: name one of a controller that is mounted here, such as memory.max (v2) or \
+         memory.limit_in_bytes (v1)"
+    )]
+    NoSuchFile(String),
     /// The microVM's id cannot name a group.
     #[error("the microVM's id cannot name its group below /pinfold")]
     Id(#[from] PathError),
@@ -153,6 +159,11 @@ impl Site {
         groups
     }
 
+    /// The directory of the group that ours are made in. It may be still to come.
+    pub(crate) fn around(&self) -> PathBuf {
+        self.dir(self.between.last().unwrap_or(&self.base))
+    }
+
     /// The directory of one of this site's groups.
     pub(crate) fn dir(&self, group: &CgroupPath) -> PathBuf {
         // All of them are at or below `base`, which the mount was seen to show.
@@ -173,6 +184,28 @@ pub struct Plan {
     pub(crate) unapplied: Vec<String>,
     /// What was asked for that is never applied.
     pub(crate) never: Vec<String>,
+    /// Files of the group that ours are built in, and what to write to them.
+    pub(crate) around: Vec<(String, String)>,
+}
+
+impl Plan {
+    /// Has a value written to a file, such as `memory.max`, of the group that ours are built in, before ours exist.
+    ///
+    /// # Errors
+    /// When that is no file's name, or there is no hierarchy that could have it.
+    pub fn set_around(&mut self, file: &str, value: &str) -> Result<(), PlanError> {
+        let plain = file.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        let (controller, _) = file.split_once('.').filter(|_| plain).unwrap_or_default();
+        let there = self.v2 || self.sites.iter().any(|site| site.hierarchy.has(controller));
+        if controller.is_empty() || !there {
+            return Err(PlanError::NoSuchFile(file.to_owned()));
+        }
+        if let ("cpuset.cpus", Ok(available)) = (file, value.parse::<CpuSet>()) {
+            self.overhead_cpus = self.sums.overhead_cpus(&available);
+        }
+        self.around.push((file.to_owned(), value.to_owned()));
+        Ok(())
+    }
 }
 
 /// Finds the place for what is asked: the base, in this order, is the parent that was named; our own group if a
@@ -239,7 +272,7 @@ fn plan(hierarchies: &Hierarchies, request: &Request) -> Result<Plan, PlanError>
     let overhead_cpus = overhead_cpus(&Kernel, &sites, &sums, v2)?;
     let never = never_applied(&request.containers, request.overhead.as_ref());
     let in_scope = matches!(request.parent, Some(Parent::Scope(_)));
-    Ok(Plan { v2, in_scope, sites, sums, overhead_cpus, unapplied, never })
+    Ok(Plan { v2, in_scope, sites, sums, overhead_cpus, unapplied, never, around: Vec::new() })
 }
 
 /// What was asked for that Pinfold never applies.
@@ -317,7 +350,7 @@ pub(crate) fn overhead_cpus(
     v2: bool,
 ) -> Result<Option<CpuSet>, PlanError> {
     let Some(site) = sites.iter().find(|site| v2 || site.hierarchy.has("cpuset")) else { return Ok(None) };
-    let base = site.dir(&site.base);
+    let base = site.around();
     let Some(available) = effective_cpus(files, &base) else { return Ok(None) };
     for (what, asked) in [("containers' CPUs", &sums.vcpus.cpus), ("overhead's CPUs", &sums.overhead.cpus)] {
         if let Some(asked) = asked.as_ref().filter(|asked| !asked.is_subset(&available)) {

@@ -39,7 +39,7 @@ pub(crate) struct Setting {
 pub(crate) enum Unlimited {
     /// This text.
     Text(&'static str),
-    /// What this file says: a v1 cpuset must not be empty, so it is the base's.
+    /// What this file says: a v1 cpuset must not be empty, so it is that of the group around ours.
     Of(PathBuf),
 }
 
@@ -87,7 +87,7 @@ impl Builder<'_> {
         }
         for (file, set) in [("cpuset.cpus", &limits.cpus), ("cpuset.mems", &limits.mems)] {
             let unlimited = match self.site("cpuset") {
-                Ok(site) if !self.layout.v2 => Unlimited::Of(site.dir(&site.base).join(file)),
+                Ok(site) if !self.layout.v2 => Unlimited::Of(site.around().join(file)),
                 // An empty set means the parent's. An empty write would not reach the kernel.
                 _ => Unlimited::Text("\n"),
             };

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::bandwidth::Bandwidth;
 use crate::counters::{self, HostTime, SchedStat, StatsError};
+use crate::file::Files;
 use crate::layout::Layout;
 use crate::path::CgroupPath;
 use crate::settings::Scope;
@@ -63,8 +64,18 @@ impl Layout {
             vcpus: self.load(Scope::Vcpus, vcpus)?,
             overhead: self.load(Scope::Overhead, overhead)?,
             above: self.above(),
-            host: counters::read(Path::new("/proc/stat"), counters::host_time)?,
+            host: counters::read(&self.reach, Path::new("/proc/stat"), counters::host_time)?,
         })
+    }
+
+    /// The ids of all threads in one of the two groups of threads, whoever's they are; none when that cannot be read. Those
+    /// of another PID namespace than ours have none.
+    #[must_use]
+    pub fn thread_ids(&self, scope: Scope) -> Vec<u32> {
+        let Some((_, dir)) = self.place(scope, "cpu") else { return Vec::new() };
+        let text = self.reach.read(&dir.join(if self.v2 { "cgroup.threads" } else { "tasks" }));
+        let ids = text.unwrap_or_default();
+        ids.lines().filter_map(|id| id.parse().ok()).filter(|id| *id != 0).collect()
     }
 
     fn load(&self, scope: Scope, threads: Threads) -> Result<Load, StatsError> {
@@ -84,7 +95,7 @@ impl Layout {
         let above = std::iter::successors(site.vcpus.parent(), CgroupPath::parent);
         let seen = above.take_while(|path| !path.is_root()).filter_map(|path| {
             let dir = site.hierarchy.dir(&path)?;
-            let cpu = if self.v2 { cpu_v2(&dir) } else { cpu_v1(&dir, None, 1) };
+            let cpu = if self.v2 { cpu_v2(&self.reach, &dir) } else { cpu_v1(&self.reach, &dir, None, 1) };
             Some((path, cpu.ok().filter(|cpu| cpu.throttled_usec.is_some())?))
         });
         seen.collect()

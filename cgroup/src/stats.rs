@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::counters::{self, DeviceTransfers, Pressure, StatsError, Transfers};
+use crate::file::Files;
 use crate::layout::Layout;
 use crate::path::CgroupPath;
 use crate::plan::Site;
@@ -131,8 +132,9 @@ impl Layout {
     /// When a file that is there refuses or does not follow the kernel's format, naming it.
     pub fn stats(&self) -> Result<Stats, StatsError> {
         let sandbox = self.whole("memory");
-        let memory =
-            sandbox.map_or(Ok(MemoryStats::default()), |(site, group)| memory(&site.dir(group), self.v2))?;
+        let memory = sandbox.map_or(Ok(MemoryStats::default()), |(site, group)| {
+            memory(&self.reach, &site.dir(group), self.v2)
+        })?;
         let mut stats = Stats {
             v2: self.v2,
             sandbox: GroupStats { path: sandbox.map(|(_, group)| group.clone()), ..GroupStats::default() },
@@ -144,8 +146,8 @@ impl Layout {
         if self.v2 {
             if let Some((site, group)) = sandbox {
                 let dir = site.dir(group);
-                stats.sandbox.cpu = cpu_v2(&dir)?;
-                stats.sandbox.pressure = pressures(&dir)?;
+                stats.sandbox.cpu = cpu_v2(&self.reach, &dir)?;
+                stats.sandbox.pressure = pressures(&self.reach, &dir)?;
             }
         } else {
             let sum = |of: fn(&CpuStats) -> Option<u64>| {
@@ -169,7 +171,7 @@ impl Layout {
 
     pub(crate) fn group(&self, scope: Scope) -> Result<GroupStats, StatsError> {
         let Some((path, dir)) = self.place(scope, "cpu") else { return Ok(GroupStats::default()) };
-        let pressure = if self.v2 { pressures(&dir)? } else { Pressures::default() };
+        let pressure = if self.v2 { pressures(&self.reach, &dir)? } else { Pressures::default() };
         Ok(GroupStats { path: Some(path.clone()), cpu: self.cpu(scope)?, pressure })
     }
 
@@ -180,10 +182,10 @@ impl Layout {
     pub fn cpu(&self, scope: Scope) -> Result<CpuStats, StatsError> {
         match self.place(scope, "cpu") {
             None => Ok(CpuStats::default()),
-            Some((_, dir)) if self.v2 => cpu_v2(&dir),
+            Some((_, dir)) if self.v2 => cpu_v2(&self.reach, &dir),
             Some((_, dir)) => {
                 let accounts = self.place(scope, "cpuacct").map(|(_, dir)| dir);
-                cpu_v1(&dir, accounts.as_deref(), ticks_per_second())
+                cpu_v1(&self.reach, &dir, accounts.as_deref(), ticks_per_second())
             }
         }
     }
@@ -199,31 +201,40 @@ impl Layout {
         let controller = if self.v2 { "io" } else { "blkio" };
         let Some((site, group)) = self.whole(controller) else { return Ok(IoStats::new(None, self.v2)) };
         let dir = site.dir(group);
-        let devices =
-            if self.v2 { counters::read(&dir.join("io.stat"), counters::io_stat)? } else { blkio(&dir)? };
+        let devices = if self.v2 {
+            counters::read(&self.reach, &dir.join("io.stat"), counters::io_stat)?
+        } else {
+            blkio(&self.reach, &dir)?
+        };
         Ok(IoStats::new(devices, self.v2))
     }
 }
 
-pub(crate) fn cpu_v2(dir: &Path) -> Result<CpuStats, StatsError> {
+pub(crate) fn cpu_v2(files: &dyn Files, dir: &Path) -> Result<CpuStats, StatsError> {
     let keys = ["usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec"];
-    let values = counters::read(&dir.join("cpu.stat"), |text| counters::keyed(text, keys))?;
+    let values = counters::read(files, &dir.join("cpu.stat"), |text| counters::keyed(text, keys))?;
     let [usage_usec, user_usec, system_usec, nr_periods, nr_throttled, throttled_usec] =
         values.unwrap_or_default();
     Ok(CpuStats { usage_usec, user_usec, system_usec, nr_periods, nr_throttled, throttled_usec })
 }
 
 /// `tick` is how many of `cpuacct.stat`'s units make a second (USER_HZ).
-pub(crate) fn cpu_v1(cpu: &Path, accounts: Option<&Path>, ticks: u64) -> Result<CpuStats, StatsError> {
+pub(crate) fn cpu_v1(
+    files: &dyn Files,
+    cpu: &Path,
+    accounts: Option<&Path>,
+    ticks: u64,
+) -> Result<CpuStats, StatsError> {
     let keys = ["nr_periods", "nr_throttled", "throttled_time"];
     let [nr_periods, nr_throttled, throttled] =
-        counters::read(&cpu.join("cpu.stat"), |text| counters::keyed(text, keys))?.unwrap_or_default();
+        counters::read(files, &cpu.join("cpu.stat"), |text| counters::keyed(text, keys))?.unwrap_or_default();
     let throttled_usec = throttled.map(|ns| ns / 1000);
     let mut stats = CpuStats { nr_periods, nr_throttled, throttled_usec, ..CpuStats::default() };
     let Some(dir) = accounts else { return Ok(stats) };
-    stats.usage_usec = counters::read(&dir.join("cpuacct.usage"), counters::number)?.map(|ns| ns / 1000);
+    stats.usage_usec =
+        counters::read(files, &dir.join("cpuacct.usage"), counters::number)?.map(|ns| ns / 1000);
     let [user, system] =
-        counters::read(&dir.join("cpuacct.stat"), |text| counters::keyed(text, ["user", "system"]))?
+        counters::read(files, &dir.join("cpuacct.stat"), |text| counters::keyed(text, ["user", "system"]))?
             .unwrap_or_default();
     let usec = |count: u64| count.saturating_mul(1_000_000 / ticks.max(1));
     stats.user_usec = user.map(usec);
@@ -238,23 +249,24 @@ fn ticks_per_second() -> u64 {
     u64::try_from(ticks).ok().filter(|ticks| *ticks > 0).unwrap_or(100)
 }
 
-fn pressures(dir: &Path) -> Result<Pressures, StatsError> {
-    let of = |name: &str| counters::read(&dir.join(name), counters::pressure);
+fn pressures(files: &dyn Files, dir: &Path) -> Result<Pressures, StatsError> {
+    let of = |name: &str| counters::read(files, &dir.join(name), counters::pressure);
     Ok(Pressures { cpu: of("cpu.pressure")?, memory: of("memory.pressure")?, io: of("io.pressure")? })
 }
 
-fn memory(dir: &Path, v2: bool) -> Result<MemoryStats, StatsError> {
+fn memory(files: &dyn Files, dir: &Path, v2: bool) -> Result<MemoryStats, StatsError> {
     /// What v1 says for no limit: the largest multiple of a page's size in an i64.
     const NONE: u64 = 0x7fff_ffff_ffff_f000;
-    let number = |name: &str| counters::read(&dir.join(name), counters::number);
+    let number = |name: &str| counters::read(files, &dir.join(name), counters::number);
     let keys = if v2 { ["anon", "file", "kernel"] } else { ["total_rss", "total_cache", ""] };
     let [anon_bytes, file_bytes, kernel] =
-        counters::read(&dir.join("memory.stat"), |text| counters::keyed(text, keys))?.unwrap_or_default();
+        counters::read(files, &dir.join("memory.stat"), |text| counters::keyed(text, keys))?
+            .unwrap_or_default();
     let names = match v2 {
         true => ["memory.current", "memory.peak", "memory.max"],
         false => ["memory.usage_in_bytes", "memory.max_usage_in_bytes", "memory.limit_in_bytes"],
     };
-    let limit = counters::read(&dir.join(names[2]), counters::limit)?.flatten();
+    let limit = counters::read(files, &dir.join(names[2]), counters::limit)?.flatten();
     Ok(MemoryStats {
         current_bytes: number(names[0])?,
         peak_bytes: number(names[1])?,
@@ -265,10 +277,10 @@ fn memory(dir: &Path, v2: bool) -> Result<MemoryStats, StatsError> {
     })
 }
 
-fn blkio(dir: &Path) -> Result<Option<Vec<DeviceTransfers>>, StatsError> {
+fn blkio(files: &dyn Files, dir: &Path) -> Result<Option<Vec<DeviceTransfers>>, StatsError> {
     let mut devices = Vec::new();
     let mut add = |name: &str, place: fn(&mut Transfers, bool) -> &mut u64| {
-        counters::read(&dir.join(name), |text| counters::blkio(text, &mut devices, place))
+        counters::read(files, &dir.join(name), |text| counters::blkio(text, &mut devices, place))
     };
     let bytes = add("blkio.throttle.io_service_bytes", |transfers, write| match write {
         true => &mut transfers.write_bytes,

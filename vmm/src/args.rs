@@ -15,11 +15,15 @@ use crate::version;
 /// Bytes of a request's body that the API takes by default.
 const PAYLOAD: usize = 51200;
 
+/// What tells more about the command line.
+const HELP: &str = "pinfold --help";
+
 /// A micro-VMM that keeps each of its threads in the cgroup that the pod pays for.
 ///
 /// It speaks Firecracker's API and command line.
 #[derive(Debug, Parser)]
 #[command(name = "pinfold", disable_version_flag = true, max_term_width = 100)]
+#[command(after_help = "pinfold jail --help tells how to run it in a jail.")]
 pub struct Args {
     /// Unix socket of the API
     #[arg(long, default_value = "/run/firecracker.socket", value_name = "SOCKET")]
@@ -143,21 +147,13 @@ fn level(text: &str) -> Result<LevelFilter, &'static str> {
 impl Args {
     /// Reads the command line; prints help or version and returns `None` where that is what was asked for.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Self>, Failure> {
-        let args = match Self::try_parse_from(arguments) {
-            Ok(args) => args,
-            Err(error) if !error.use_stderr() => {
-                // A closed standard output is no reason to fail.
-                let _ = error.print();
-                return Ok(None);
-            }
-            Err(error) => return Err(refused(one_line(&error))),
-        };
+        let Some(args) = parse::<Self>(arguments, HELP)? else { return Ok(None) };
         if args.version {
             let _ = writeln!(io::stdout(), "{}", version::line());
             return Ok(None);
         }
         match args.not_yet() {
-            Some(why) => Err(refused(why.to_owned())),
+            Some(why) => Err(refused(why, HELP)),
             None => Ok(Some(args)),
         }
     }
@@ -176,8 +172,25 @@ impl Args {
     }
 }
 
-fn refused(message: String) -> Failure {
-    Failure { code: Code::BadArguments, message: format!("{message} (see pinfold --help)") }
+/// Reads a command line; prints help or version and returns `None` where that is what was asked for. A refusal says that
+/// `help` tells more.
+pub fn parse<T: Parser>(
+    arguments: impl IntoIterator<Item = OsString>,
+    help: &str,
+) -> Result<Option<T>, Failure> {
+    match T::try_parse_from(arguments) {
+        Ok(args) => Ok(Some(args)),
+        Err(error) if !error.use_stderr() => {
+            // A closed standard output is no reason to fail.
+            let _ = error.print();
+            Ok(None)
+        }
+        Err(error) => Err(refused(&one_line(&error), help)),
+    }
+}
+
+fn refused(message: &str, help: &str) -> Failure {
+    Failure { code: Code::BadArguments, message: format!("{message} (see {help})") }
 }
 
 fn one_line(error: &clap::Error) -> String {

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use api_server::Responder;
 use cgroup::{EventKind, EventLog, EventNotifier, StatsError};
 use event_manager::{EventOps, Events, MutEventSubscriber};
-use resources::{CgroupSection, DiagnosisQuery, EventsQuery, Reply, WhatIfQuery, chain};
+use resources::{CgroupSection, DiagnosisQuery, EventsQuery, Reply, WhatIfQuery};
 use serde_json::{Value, json};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::alarm::Alarm;
 use crate::event_loop::{EventLoop, register};
+use crate::exit::chain;
 use crate::metrics::METRICS;
 use crate::placement::Placement;
 use crate::windows::Windows;

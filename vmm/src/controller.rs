@@ -77,7 +77,7 @@ impl<'a> Controller<'a> {
             Action::PatchMmds(value) => self.mmds().patch(value).map_err(mmds_fault).map(|()| Reply::Done),
             Action::GetCgroup => Ok(Reply::Json(self.cgroup()?)),
             Action::GetCgroupThreads => {
-                let threads = threads::scan(self.placement.groups());
+                let threads = threads::scan(self.placement.groups(), &self.placement.others());
                 METRICS.cgroup.strays.store(threads.strays.len() as u64);
                 json(&threads)
             }

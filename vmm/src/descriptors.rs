@@ -4,16 +4,23 @@
 //! descriptor has in the receiving process.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::memfd;
 
 /// Changes whenever the meaning of the state does.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// What every executable of this version holds that can take over what [`pack`] writes.
+pub const MARK: &str =
+    concat!("pinfold ", env!("CARGO_PKG_VERSION"), " takes over what it is handed, in form 2");
 
 /// Nothing may change the state on its way.
 const SEALS: i32 = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
@@ -86,6 +93,53 @@ pub fn unpack<T: DeserializeOwned>(fd: RawFd) -> Result<(T, Descriptors), Handov
         descriptors.insert(name, unsafe { OwnedFd::from_raw_fd(number) });
     }
     Ok((envelope.state, descriptors))
+}
+
+/// Executes `image` in this process's place, with `arguments` and `flag` followed by the number of what [`pack`] gave. It
+/// inherits that, the descriptors `handed` and, if it is to, the environment.
+pub fn exec(
+    image: BorrowedFd<'_>,
+    arguments: Vec<OsString>,
+    flag: &str,
+    memfd: &OwnedFd,
+    handed: &Descriptors,
+    environment: bool,
+) -> io::Result<Infallible> {
+    let flag = OsString::from(format!("{flag}={}", memfd.as_raw_fd()));
+    let to_c = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
+    let arguments: Vec<CString> = arguments.into_iter().chain([flag]).map(to_c).collect::<io::Result<_>>()?;
+    let mut argv: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
+    argv.push(std::ptr::null());
+    let fds: Vec<RawFd> = handed.values().chain([memfd]).map(AsRawFd::as_raw_fd).collect();
+    inheritable(&fds)?;
+    let none = [std::ptr::null()];
+    // SAFETY: the path is an empty string for AT_EMPTY_PATH, argv and the environment are NULL-terminated arrays of
+    // NUL-terminated strings that live through the call, and no other thread changes the environment.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            image.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            if environment { environ } else { none.as_ptr() },
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Err(io::Error::last_os_error())
+}
+
+unsafe extern "C" {
+    /// The environment as the C library keeps it.
+    static environ: *const *const libc::c_char;
+}
+
+/// Has `fd` not survive an exec.
+pub fn hide(fd: RawFd) -> io::Result<()> {
+    match set_cloexec(fd, true) {
+        // It was that of a directory that has been read.
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(()),
+        result => result,
+    }
 }
 
 /// Lets every one of `fds` survive an exec. Only system calls: may run between fork and exec.

@@ -2,7 +2,12 @@
 
 use std::error::Error;
 
-pub use resources::chain;
+use crate::lookup;
+
+/// An error and what caused it, in one line; of what was looked up, with where, if that is not the host's root.
+pub fn chain(error: &dyn Error) -> String {
+    resources::chain(error) + &lookup::place_of(error)
+}
 
 /// Exit codes, as Firecracker's clients know them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arch::layout::AddressMap;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -57,10 +57,19 @@ pub fn allocate(map: &AddressMap, sharing: Sharing) -> Result<GuestMemoryMmap, M
     GuestMemoryMmap::from_regions(regions).map_err(|error| failed(error.to_string()))
 }
 
+/// What is known of the host's policy by who cannot see it.
+static HUGE_PAGES: OnceLock<bool> = OnceLock::new();
+
+/// Notes what [`has_huge_pages`] says from now on.
+pub fn know_huge_pages(has: bool) {
+    let _ = HUGE_PAGES.set(has);
+}
+
 /// Whether the host backs private memory with huge pages without being asked to
 /// (Documentation/admin-guide/mm/transhuge.rst).
 pub fn has_huge_pages() -> bool {
-    fs::read_to_string(POLICY).is_ok_and(|policy| policy.contains("[always]"))
+    let look = || fs::read_to_string(POLICY).is_ok_and(|policy| policy.contains("[always]"));
+    HUGE_PAGES.get().copied().unwrap_or_else(look)
 }
 
 /// Maps `size` bytes, private or of a file.

@@ -4,12 +4,10 @@
 //! space, which was charged to whoever launched us, is gone, and every page from then on is charged to the pod.
 
 use std::convert::Infallible;
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use resources::{CgroupSection, CgroupVersion, Driver, InstanceId, MicrovmConfig};
@@ -20,10 +18,11 @@ use crate::descriptors::{self, Descriptors, HandoverError};
 use crate::exit::{Code, chain};
 use crate::exit_report::Pending;
 use crate::guard::Guard;
+use crate::jail::inside::{self, Facts, InsideError, Jail};
 use crate::metrics::METRICS;
-use crate::reaper::{self, Link, ReaperError};
+use crate::reaper::{self, Ends, Link, ReaperError, Watch};
 use crate::seccomp::Filters;
-use crate::sink::{self, SinkError};
+use crate::sink::SinkError;
 use crate::vcpu::Enter;
 
 /// Name of the descriptor of the link to the reaper; the others are the cgroups'.
@@ -53,6 +52,9 @@ pub enum PlacementError {
     /// The state could not be handed on.
     #[error(transparent)]
     Handover(#[from] HandoverError),
+    /// The jail.
+    #[error(transparent)]
+    Jail(#[from] InsideError),
     /// A system call failed.
     #[error("cannot execute pinfold anew in its cgroup: {doing}")]
     Exec {
@@ -114,32 +116,50 @@ pub struct Order {
 #[derive(Serialize, Deserialize)]
 struct State {
     order: Order,
+    placed: Option<PlacedState>,
+    jail: Option<Facts>,
+}
+
+/// What of [`Placement::Placed`] is plain data.
+#[derive(Serialize, Deserialize)]
+struct PlacedState {
     tree: cgroup::TreeState,
     limits: Box<cgroup::Limits>,
     reaper: i32,
 }
 
-impl Placement {
-    /// Makes the groups, joins them with the calling thread, which is the only one, and starts the reaper, which
-    /// writes a report to `report` in the end, and removes the API's `socket` if we cannot.
-    pub fn establish(
-        image: &Image,
+/// Groups that were made and that the calling thread, the only one, has joined. Until there is a reaper the guard removes
+/// them if this process is killed.
+pub struct Founded {
+    tree: cgroup::Tree,
+    limits: Box<cgroup::Limits>,
+    cleaner: cgroup::Cleaner,
+    report: Option<Pending>,
+    guard: Option<Guard>,
+}
+
+impl Founded {
+    /// Makes the groups and joins them, or does nothing where that is asked for. There is to be a report to `report` in the
+    /// end. `around` are values for files of the group that ours are made in.
+    pub fn found(
         id: &InstanceId,
         order: &Order,
-        report: Option<&Path>,
-        socket: Option<&Path>,
-    ) -> Result<Self, PlacementError> {
+        report: Option<File>,
+        around: &[(String, String)],
+    ) -> Result<Option<Self>, PlacementError> {
         let section = &order.config.cgroup;
         if section.driver == Driver::None {
-            return if report.is_some() { Err(PlacementError::NoReporter) } else { Ok(Self::Unplaced) };
+            return if report.is_some() { Err(PlacementError::NoReporter) } else { Ok(None) };
         }
-        let report = report.map(sink::open).transpose()?;
         let mut request = request(id, section);
         // As they were before a scope is made: at the end we go back to where we were started.
         let hierarchies =
             cgroup::Hierarchies::discover().map_err(|error| cgroup::Error::Plan(error.into()))?;
         request.parent = base::choose(id, section, order.cgroups_path.as_deref(), &request, &hierarchies)?;
-        let plan = cgroup::resolve_in(&hierarchies, &request)?;
+        let mut plan = cgroup::resolve_in(&hierarchies, &request)?;
+        for (file, value) in around {
+            plan.set_around(file, value).map_err(cgroup::Error::from)?;
+        }
         let guard = plan.cleaner()?.map(Guard::start).transpose();
         let guard = guard.map_err(|source| ReaperError::Start { doing: "fork", source })?;
         let (tree, limits, cleaner) = plan.create()?;
@@ -161,21 +181,93 @@ impl Placement {
             }
             return Err(error.into());
         }
-        let reaper = reaper::start(image.as_fd(), id.as_str(), cleaner, report, socket, &order.filters)?;
-        drop(guard);
-        Ok(Self::Placed { tree: Arc::new(tree), limits: Box::new(limits), reaper })
+        Ok(Some(Self { tree, limits: Box::new(limits), cleaner, report, guard }))
     }
 
+    /// Starts the reaper, which watches this process.
+    pub fn settle(self, image: &Image, watch: Watch<'_>) -> Result<Placement, PlacementError> {
+        let Self { tree, limits, cleaner, report, guard } = self;
+        let reaper = reaper::start(image.as_fd(), watch, cleaner, report, Ends::new()?)?;
+        drop(guard);
+        Ok(Placement::Placed { tree: Arc::new(tree), limits, reaper })
+    }
+
+    /// Starts the reaper, which watches a child of this process that is in the same groups and has the same `ends`. Returns
+    /// the reaper's id.
+    pub fn watch(self, image: &Image, watch: Watch<'_>, ends: Ends) -> Result<i32, PlacementError> {
+        let reaper = reaper::start(image.as_fd(), watch, self.cleaner, self.report, ends)?;
+        drop(self.guard);
+        Ok(reaper.into_parts().1)
+    }
+
+    /// In that child: goes on with what the parent has made.
+    pub fn inherit(self, reaper: Link) -> Placement {
+        // It is the parent's.
+        std::mem::forget(self.guard);
+        Placement::Placed { tree: Arc::new(self.tree), limits: self.limits, reaper }
+    }
+}
+
+/// Everything for another image of ourselves.
+pub struct Parcel {
+    memfd: OwnedFd,
+    handed: Descriptors,
+}
+
+impl Parcel {
+    /// Executes `image`, which is one of ours, in this process's place.
+    pub fn exec(
+        self,
+        image: BorrowedFd<'_>,
+        arguments: Vec<OsString>,
+        environment: bool,
+    ) -> Result<Infallible, PlacementError> {
+        descriptors::exec(image, arguments, "--handover", &self.memfd, &self.handed, environment)
+            .map_err(|source| PlacementError::Exec { doing: "execveat", source })
+    }
+}
+
+impl Placement {
     /// Executes this process anew with its arguments and `order`, unless its memory is charged to the right
     /// group already.
     pub fn exec(self, image: &Image, order: &Order) -> Result<Self, PlacementError> {
-        match self {
-            Self::Placed { tree, limits, reaper } if tree.needs_exec() => {
-                let Ok(tree) = Arc::try_unwrap(tree) else { unreachable!("no thread shares it yet") };
-                match exec(image, order, tree, limits, reaper)? {}
+        match &self {
+            Self::Placed { tree, .. } if tree.needs_exec() => {
+                match self.pack(order, Descriptors::new(), None)?.exec(
+                    image.as_fd(),
+                    std::env::args_os().collect(),
+                    true,
+                )? {}
             }
-            other => Ok(other),
+            _ => Ok(self),
         }
+    }
+
+    /// Opens the groups' files, for a process that will not see them.
+    pub fn open_files(&self) -> Result<Descriptors, PlacementError> {
+        self.limits().map_or(Ok(Descriptors::new()), |limits| Ok(limits.open_files()?.into_iter().collect()))
+    }
+
+    /// Packs all that another image of ourselves needs, and `handed`; with what it is told in a jail.
+    pub fn pack(
+        self,
+        order: &Order,
+        mut handed: Descriptors,
+        jail: Option<Facts>,
+    ) -> Result<Parcel, PlacementError> {
+        let placed = match self {
+            Self::Placed { tree, limits, reaper } => {
+                let Ok(tree) = Arc::try_unwrap(tree) else { unreachable!("no thread shares it yet") };
+                let (tree, fds) = tree.into_parts();
+                handed.extend(fds);
+                let (link, reaper) = reaper.into_parts();
+                handed.insert(LINK.to_owned(), link);
+                Some(PlacedState { tree, limits, reaper })
+            }
+            Self::Unplaced => None,
+        };
+        let memfd = descriptors::pack(&State { order: order.clone(), placed, jail }, &handed)?;
+        Ok(Parcel { memfd, handed })
     }
 
     /// In the new image: takes over what [`Placement::exec`] handed on.
@@ -183,10 +275,21 @@ impl Placement {
         // SAFETY: the name is a NUL-terminated string. An execveat names the thread after the descriptor.
         unsafe { libc::prctl(libc::PR_SET_NAME, c"pinfold".as_ptr()) };
         let (state, mut descriptors) = descriptors::unpack::<State>(fd)?;
+        let jailed = state.jail.is_some();
+        if let Some(facts) = state.jail {
+            inside::enter(facts, &mut descriptors)?;
+        }
+        let Some(PlacedState { tree, mut limits, reaper }) = state.placed else {
+            return Ok((Self::Unplaced, state.order));
+        };
         let link = descriptors.remove(LINK).ok_or(HandoverError::Foreign(fd))?;
-        let tree = cgroup::Tree::from_parts(state.tree, descriptors.into_iter().collect())?;
-        let reaper = Link::from_parts(link, state.reaper);
-        Ok((Self::Placed { tree: Arc::new(tree), limits: state.limits, reaper }, state.order))
+        let mut rest = descriptors.into_iter().collect();
+        if jailed {
+            rest = limits.keep(rest);
+        }
+        let tree = cgroup::Tree::from_parts(tree, rest)?;
+        let reaper = Link::from_parts(link, reaper);
+        Ok((Self::Placed { tree: Arc::new(tree), limits, reaper }, state.order))
     }
 
     /// The groups, where there are any.
@@ -202,6 +305,18 @@ impl Placement {
         if let Some(limits) = self.limits() {
             METRICS.cgroup.joins.inc();
             METRICS.cgroup.limits_not_applied.store(limits.in_force().unapplied.len() as u64);
+        }
+    }
+
+    /// In a jail, where a look at /proc does not show them: the threads in the overhead group, but for the reaper. In a PID
+    /// namespace of our own none, as the kernel has no ids for them there.
+    pub fn others(&self) -> Vec<u32> {
+        match self {
+            Self::Placed { limits, reaper, .. } if inside::jail().is_some_and(Jail::shares_pids) => {
+                let ids = limits.layout().thread_ids(cgroup::Scope::Overhead);
+                ids.into_iter().filter(|id| i32::try_from(*id) != Ok(reaper.pid())).collect()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -256,49 +371,4 @@ fn request(id: &InstanceId, section: &CgroupSection) -> cgroup::Request {
         containers: section.containers.iter().map(|container| container.resources.clone()).collect(),
         overhead: section.overhead.clone(),
     }
-}
-
-/// Replaces this process by a new image of itself.
-fn exec(
-    image: &Image,
-    order: &Order,
-    tree: cgroup::Tree,
-    limits: Box<cgroup::Limits>,
-    reaper: Link,
-) -> Result<Infallible, PlacementError> {
-    let failed = |doing| move |source| PlacementError::Exec { doing, source };
-    let (tree, fds) = tree.into_parts();
-    let mut handed = Descriptors::from_iter(fds);
-    let (link, reaper) = reaper.into_parts();
-    handed.insert(LINK.to_owned(), link);
-    let memfd = descriptors::pack(&State { order: order.clone(), tree, limits, reaper }, &handed)?;
-    let flag = OsString::from(format!("--handover={}", memfd.as_raw_fd()));
-    let to_c = |text: OsString| CString::new(text.into_vec()).map_err(io::Error::from);
-    let arguments: Vec<CString> = std::env::args_os()
-        .chain([flag])
-        .map(to_c)
-        .collect::<io::Result<_>>()
-        .map_err(failed("the arguments"))?;
-    let mut argv: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
-    argv.push(std::ptr::null());
-    let fds: Vec<RawFd> = handed.values().chain([&memfd]).map(AsRawFd::as_raw_fd).collect();
-    descriptors::inheritable(&fds).map_err(failed("fcntl"))?;
-    // SAFETY: the path is an empty string for AT_EMPTY_PATH, argv and environ are NULL-terminated arrays of
-    // NUL-terminated strings that live through the call, and no other thread changes the environment.
-    unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            image.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            argv.as_ptr(),
-            environ,
-            libc::AT_EMPTY_PATH,
-        )
-    };
-    Err(failed("execveat")(io::Error::last_os_error()))
-}
-
-unsafe extern "C" {
-    /// The environment as the C library keeps it.
-    static environ: *const *const libc::c_char;
 }

@@ -87,6 +87,11 @@ impl Link {
         Self { stream: fd.into(), pid }
     }
 
+    /// The reaper's id, as the host sees it.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// For handing the link to another image of ourselves.
     pub fn into_parts(self) -> (OwnedFd, i32) {
         (self.stream.into(), self.pid)
@@ -109,16 +114,55 @@ impl Link {
     }
 }
 
+/// Both ends of a link.
+pub struct Ends {
+    ours: UnixStream,
+    theirs: UnixStream,
+}
+
+impl Ends {
+    /// Of a new link.
+    pub fn new() -> Result<Self, ReaperError> {
+        let failed = |source| ReaperError::Start { doing: "socketpair", source };
+        UnixStream::pair().map(|(ours, theirs)| Self { ours, theirs }).map_err(failed)
+    }
+
+    /// Of the two ends ours, to the reaper `pid`.
+    pub fn into_link(self, pid: i32) -> Link {
+        Link { stream: self.ours, pid }
+    }
+}
+
+/// What a reaper watches.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// The microVM's name.
+    pub id: &'a str,
+    /// Its process.
+    pub pid: i32,
+    /// What threads may ask of the kernel.
+    pub filters: &'a Filters,
+    /// The API's socket, which is removed if the process is killed.
+    pub socket: Option<&'a Path>,
+    /// Whether it keeps no standard stream of ours.
+    pub quiet: bool,
+}
+
+impl<'a> Watch<'a> {
+    /// Over this process.
+    pub fn ourselves(id: &'a str, filters: &'a Filters) -> Self {
+        Self { id, pid: std::process::id().cast_signed(), filters, socket: None, quiet: false }
+    }
+}
+
 /// Starts the reaper, which `image` is executed for, and waits until it is ready. The calling thread is in the
-/// overhead group already, and so is the reaper from its birth. In the end it writes `report`, and it removes the API's
-/// `socket` if this process is killed. Without a reaper the groups are left and removed.
+/// overhead group already, and so is the reaper from its birth. In the end it writes `report`. Without a reaper the groups are left and removed.
 pub fn start(
     image: BorrowedFd<'_>,
-    id: &str,
+    watch: Watch<'_>,
     cleaner: cgroup::Cleaner,
     report: Option<Pending>,
-    socket: Option<&Path>,
-    filters: &Filters,
+    ends: Ends,
 ) -> Result<Link, ReaperError> {
     let (cleaner, fds) = cleaner.into_parts();
     let mut given = Descriptors::from_iter(fds);
@@ -126,10 +170,10 @@ pub fn start(
         given.insert(REPORT.to_owned(), file);
         account
     });
-    let pid = std::process::id().cast_signed();
+    let Watch { id, pid, filters, socket, quiet } = watch;
     let socket = socket.map(|path| path.as_os_str().to_owned());
     let state = State { id: id.to_owned(), pid, cleaner, account, socket, filters: filters.clone() };
-    spawn(image, &state, &mut given).inspect_err(|_| {
+    spawn(image, &state, &mut given, ends, quiet).inspect_err(|_| {
         let removed = cgroup::Cleaner::from_parts(state.cleaner, given.into_iter().collect())
             .and_then(|cleaner| cleaner.leave_and_remove(PATIENCE));
         if let Err(error) = removed {
@@ -139,9 +183,15 @@ pub fn start(
 }
 
 /// Starts the process with `state` and the descriptors `given`, to which those of the link are added.
-fn spawn(image: BorrowedFd<'_>, state: &State, given: &mut Descriptors) -> Result<Link, ReaperError> {
+fn spawn(
+    image: BorrowedFd<'_>,
+    state: &State,
+    given: &mut Descriptors,
+    ends: Ends,
+    quiet: bool,
+) -> Result<Link, ReaperError> {
     let failed = |doing| move |source| ReaperError::Start { doing, source };
-    let (mut ours, theirs) = UnixStream::pair().map_err(failed("socketpair"))?;
+    let Ends { mut ours, theirs } = ends;
     given.insert(LINK.to_owned(), theirs.into());
     given.insert(PIDFD.to_owned(), pidfd_open(state.pid).map_err(failed("pidfd_open"))?);
     if console::terminal_settings(io::stdin().as_fd()).is_some() {
@@ -153,6 +203,9 @@ fn spawn(image: BorrowedFd<'_>, state: &State, given: &mut Descriptors) -> Resul
     let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
     command.arg0("pinfold-reaper").arg(format!("--reap={}", memfd.as_raw_fd()));
     command.stdin(Stdio::null()).stdout(Stdio::null()).env_clear();
+    if quiet {
+        command.stderr(Stdio::null());
+    }
     // SAFETY: between fork and exec only system calls are made: setsid and fcntl.
     unsafe {
         command.pre_exec(move || {

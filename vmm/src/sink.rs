@@ -1,11 +1,15 @@
 //! Where lines for others go: a file or a FIFO. A FIFO that nobody reads never keeps us waiting.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::OFlags;
+
+use crate::source::Source;
 
 /// Why there is no sink.
 #[derive(Debug, thiserror::Error)]
@@ -38,14 +42,18 @@ pub struct Sink {
 /// Opens `path`, a file, FIFO or character device, to append to it, and makes a file if there is nothing. Does not
 /// wait for a FIFO's reader, and neither do writes.
 pub fn open(path: &Path) -> Result<File, SinkError> {
+    open_in(&Source::Host, path)
+}
+
+/// The same of a path in `source`.
+pub fn open_in(source: &Source<'_>, path: &Path) -> Result<File, SinkError> {
     let failed = |source| SinkError::Open { path: path.to_owned(), source };
-    let mut options = OpenOptions::new();
     // Reading too: a FIFO opens without a reader then, and one that leaves raises no SIGPIPE.
-    options.read(true).append(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let flags = OFlags::RDWR | OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOCTTY;
     // Only then to create it: with O_CREAT kernels refuse other users' FIFOs in places like /tmp
     // (sysctl fs.protected_fifos).
-    let file = match options.open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => options.create(true).open(path),
+    let file = match source.open(path, flags) {
+        Err(error) if error.kind() == ErrorKind::NotFound => source.open(path, flags | OFlags::CREATE),
         result => result,
     };
     let file = file.map_err(failed)?;
@@ -107,9 +115,11 @@ impl Sink {
 
 #[cfg(test)]
 pub mod tests {
+    use std::fs::OpenOptions;
     use std::io::Read;
     use std::os::fd::AsRawFd;
     use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::OpenOptionsExt;
 
     use super::*;
 

@@ -10,3 +10,6 @@ pub const PINFOLD: &str = env!("CARGO_PKG_VERSION");
 pub fn line() -> String {
     format!("Firecracker v{FIRECRACKER} (Pinfold {PINFOLD})")
 }
+
+/// What `pinfold jail --version` prints after its name.
+pub const JAILER: &str = concat!("v1.17.0 (Pinfold ", env!("CARGO_PKG_VERSION"), ")");

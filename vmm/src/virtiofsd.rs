@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::tempdir::TempDir;
 
 use crate::descriptors::inheritable;
+use crate::lookup;
 
 /// Where distributions have it, if not in the PATH.
 const ELSEWHERE: [&str; 2] = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"];
@@ -36,8 +37,9 @@ pub enum VirtiofsdError {
     },
     /// There is no program.
     #[error(
-        "there is no virtiofsd in the PATH or at {}: install it, or start it yourself and name its socket",
-        ELSEWHERE.join(" or ")
+        "there is no virtiofsd in the PATH or at {}: install it, or start it yourself and name its socket{}",
+        ELSEWHERE.join(" or "),
+        lookup::place()
     )]
     Missing,
     /// There is no socket for it.

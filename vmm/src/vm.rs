@@ -187,8 +187,8 @@ impl Vm {
 /// cgroup of the thread that causes it, so the calling thread runs `vcpu` for no time at all. Older kernels made
 /// the worker with the VM, and would wait for a grace period when the vCPU then moves to its own thread.
 pub fn start_kernel_workers(vcpu: &mut VcpuFd) {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    if kernel_version(&release) < (6, 12) {
+    // In a jail there is no /proc to ask.
+    if kernel_version(&rustix::system::uname().release().to_string_lossy()) < (6, 12) {
         return;
     }
     vcpu.set_kvm_immediate_exit(1);

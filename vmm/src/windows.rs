@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use api_server::Responder;
 use cgroup::{Bandwidth, Hypothesis, Layout, PERIOD, Sample, Scope, Snapshot, StatsError, diagnose, what_if};
-use resources::{DiagnosisQuery, Fault, Outcome, Reply, WhatIfQuery, chain};
+use resources::{DiagnosisQuery, Fault, Outcome, Reply, WhatIfQuery};
 use serde::Serialize;
 
+use crate::exit::chain;
 use crate::threads;
 
 /// Questions at a time. When one more comes the first is answered with what has been seen so far.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::file::Kernel;
 
 #[test]
 fn texts_of_kernel_6_1() {
@@ -79,15 +80,17 @@ fn hostile_texts_are_refused() {
 fn an_error_names_the_file_and_a_missing_file_is_none() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("memory.current");
-    assert!(matches!(read(&path, number), Ok(None)));
+    assert!(matches!(read(&Kernel, &path, number), Ok(None)));
     std::fs::write(&path, "lots\u{1b}[2J").unwrap();
-    let error = read(&path, number).unwrap_err().to_string();
+    let error = read(&Kernel, &path, number).unwrap_err().to_string();
     assert!(error.contains("memory.current") && error.contains("lots"), "{error}");
     assert!(!error.contains('\u{1b}'), "{error}");
     std::fs::write(&path, b"\xff\xfe").unwrap();
-    assert!(read(&path, number).unwrap_err().to_string().contains("memory.current"));
-    assert!(SchedStat::of(Path::new("/proc/self")).unwrap().is_some());
-    assert!(SchedStat::of(dir.path()).unwrap().is_none());
+    assert!(read(&Kernel, &path, number).unwrap_err().to_string().contains("memory.current"));
+    let path = Path::new("/proc/self/schedstat");
+    SchedStat::parse(&std::fs::read_to_string(path).unwrap(), path).unwrap();
+    let error = SchedStat::parse("1 2", path).unwrap_err().to_string();
+    assert!(error.contains("schedstat"), "{error}");
 }
 
 #[test]

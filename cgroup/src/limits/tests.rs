@@ -1,4 +1,5 @@
 use std::cell::{Cell, RefCell};
+use std::fs::{self, File};
 use std::io;
 
 use super::*;
@@ -171,7 +172,7 @@ fn unlimited(v2: bool) -> Limits {
     };
     let wanted = Wanted { sums: Sums::default(), overhead_cpus: None, never: Vec::new() };
     Limits {
-        layout: Layout { v2, sites },
+        layout: Layout { v2, sites, reach: Reach::default() },
         refused: BTreeMap::new(),
         placement: Vec::new(),
         wanted,
@@ -399,4 +400,36 @@ fn what_is_missing_is_said_and_a_group_that_is_gone_is_an_error() {
     fake.files.borrow_mut().retain(|path, _| !path.starts_with("/cg/p/box/v"));
     let error = limits.change_in(&fake, &[], None).unwrap_err();
     assert!(matches!(error, ChangeError::Refused(error) if error.errno() == Some(libc::ENOENT)));
+}
+
+#[test]
+fn files_that_were_opened_before_are_enough() {
+    let dir = crate::stats::tests::fake(&[
+        ("p/box/memory.max", "max\n"),
+        ("p/box/memory.current", "4096\n"),
+        ("p/box/memory.stat", "anon 4096\n"),
+        ("p/box/memory.events", "max 0\noom 0\noom_kill 0\n"),
+        ("p/box/v/cpu.max", "max 100000\n"),
+        ("p/box/v/cpu.stat", "usage_usec 70\n"),
+        ("p/box/o/cgroup.threads", "7\n8\n0\n"),
+        ("p/cpuset.cpus.effective", "0-3\n"),
+    ]);
+    let mut limits =
+        Limits { layout: crate::stats::tests::layout(dir.path(), &[], Some("/p/box")), ..unlimited(true) };
+    let fds = limits.open_files().unwrap();
+    assert!(fds.iter().any(|(name, _)| name.ends_with("/p/box/memory.max")), "{fds:?}");
+    fs::remove_dir_all(dir.path()).unwrap();
+    assert_eq!(limits.layout().stats().unwrap().vcpus.cpu.usage_usec, None, "by path nothing is there");
+
+    let other = ("other".to_owned(), File::open("/dev/null").unwrap().into());
+    let rest = limits.keep(fds.into_iter().chain([other]).collect());
+    assert_eq!(rest.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["other"]);
+    assert_eq!(limits.layout().stats().unwrap().vcpus.cpu.usage_usec, Some(70));
+    assert_eq!(limits.layout().thread_ids(Scope::Overhead), [7, 8]);
+    assert_eq!(limits.layout().base_cpus().unwrap().len(), 4);
+    assert_eq!(limits.layout().watch().unwrap().0.check().0, 0);
+    limits.change(&[resources(r#"{"memory":{"limit":419430400}}"#)], None).unwrap();
+    let in_force = limits.in_force();
+    let memory = in_force.limits.iter().find(|limit| limit.file == "memory.max").unwrap();
+    assert_eq!(memory.value.as_deref(), Some("419430400"), "{in_force:?}");
 }

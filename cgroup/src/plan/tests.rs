@@ -73,6 +73,38 @@ fn v2_below_the_configured_parent() {
 }
 
 #[test]
+fn files_of_the_group_around_are_those_of_controllers_that_are_there() {
+    let fake = Fake::new();
+    fake.group("pods/p1", &[("cgroup.type", "domain\n")]).group("memory/pods/p1", &[]);
+    let mut v2 = resolved(&fake.v2("/"), &request(Some("/pods/p1"))).unwrap();
+    v2.set_around("io.max", "8:0 rbps=1").unwrap();
+    assert_eq!(v2.around, [("io.max".to_owned(), "8:0 rbps=1".to_owned())]);
+    let mut v1 = resolved(&fake.v1(&[("memory", "/")]), &request(Some("/pods/p1"))).unwrap();
+    v1.set_around("memory.limit_in_bytes", "1").unwrap();
+    let refused = |plan: &mut Plan, bad: &str| {
+        let error = plan.set_around(bad, "1").unwrap_err().to_string();
+        assert!(error.contains(&format!("{bad:?}")), "{error}");
+    };
+    refused(&mut v1, "cpu.shares");
+    ["../memory.max", "memory", ""].iter().for_each(|bad| refused(&mut v2, bad));
+}
+
+#[test]
+fn cpus_are_those_of_the_group_around() {
+    let fake = Fake::new();
+    fake.group("pods", &[("cgroup.type", "domain\n"), ("cpuset.cpus.effective", "0-3\n")]);
+    let mut request = request(None);
+    request.parent = Some(Parent::Made("/pods/made".parse().unwrap()));
+    request.containers = vec![serde_json::from_str(r#"{"cpu":{"cpus":"0"}}"#).unwrap()];
+    let mut plan = resolved(&fake.v2("/"), &request).unwrap();
+    assert!(plan.sites[0].around().ends_with("pods/made"));
+    // It is not there yet, so that the one above it counts.
+    assert_eq!(plan.overhead_cpus, Some("1-3".parse().unwrap()));
+    plan.set_around("cpuset.cpus", "0-1").unwrap();
+    assert_eq!(plan.overhead_cpus, Some("1".parse().unwrap()));
+}
+
+#[test]
 fn v2_in_our_own_group() {
     let fake = Fake::new();
     fake.group("pods/sandbox", &[("cgroup.type", "domain threaded\n")]);

@@ -2,6 +2,7 @@ use std::fs;
 
 use super::*;
 use crate::hierarchy::{Chosen, Hierarchies, VersionChoice};
+use crate::reach::Reach;
 
 /// Groups made of ordinary files.
 pub fn fake(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -37,7 +38,7 @@ pub fn layout(dir: &Path, v1: &[&str], sandbox: Option<&str>) -> Layout {
         vcpus: if v2 { "/p/box/v" } else { "/p/v" }.parse().unwrap(),
         overhead: if v2 { "/p/box/o" } else { "/p/box" }.parse().unwrap(),
     });
-    Layout { v2, sites: sites.collect() }
+    Layout { v2, sites: sites.collect(), reach: Reach::default() }
 }
 
 #[test]

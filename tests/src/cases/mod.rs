@@ -12,6 +12,7 @@ mod fctools;
 mod fs;
 mod hierarchies;
 mod host_selfcheck;
+mod jail;
 mod kata;
 mod kills;
 mod lab_selfcheck;
@@ -56,6 +57,7 @@ pub fn all() -> Vec<&'static Case> {
         placement::CASES,
         systemd::CASES,
         cgroup_live::CASES,
+        jail::CASES,
         exit_report::CASES,
         why::CASES,
         faults::CASES,

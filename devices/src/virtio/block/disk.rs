@@ -22,6 +22,8 @@ pub enum BlockError {
         id: String,
         /// The path of the drive's file.
         path: PathBuf,
+        /// What the host said.
+        source: io::Error,
     },
     /// The file may not be opened like this.
     #[error(
@@ -36,6 +38,8 @@ pub enum BlockError {
         path: PathBuf,
         /// What for.
         access: &'static str,
+        /// What the host said.
+        source: io::Error,
     },
     /// Something that has no sectors.
     #[error("drive {id}: {} is {what}: a drive needs a regular file or a block device", path.display())]
@@ -129,12 +133,12 @@ impl DiskFile {
     pub(super) fn open(id: &str, path: &Path, read_only: bool) -> Result<Self, BlockError> {
         let host = |doing, source| BlockError::Host { id: id.into(), path: path.into(), doing, source };
         let access = if read_only { "reading" } else { "reading and writing" };
-        let refused = |doing, error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => BlockError::Missing { id: id.into(), path: path.into() },
+        let refused = |doing, source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => BlockError::Missing { id: id.into(), path: path.into(), source },
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                BlockError::Permission { id: id.into(), path: path.into(), access }
+                BlockError::Permission { id: id.into(), path: path.into(), access, source }
             }
-            _ => host(doing, error),
+            _ => host(doing, source),
         };
         // Before opening: opening a FIFO would wait for somebody at its other end.
         let metadata = path.metadata().map_err(|error| refused("look at", error))?;
