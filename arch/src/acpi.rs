@@ -53,6 +53,14 @@ pub enum AcpiError {
         /// Its address.
         base: u64,
     },
+    /// PCI has no addresses above 4 GiB, or more than there are.
+    #[error("the PCI window of {size:#x} bytes at {start:#x} is no range of addresses")]
+    PciWindow {
+        /// Its first address.
+        start: u64,
+        /// Its length in bytes.
+        size: u64,
+    },
     /// There is no room for the tables.
     #[error("the ACPI tables need more than {} KiB: configure fewer devices", ACPI.size >> 10)]
     TooLarge,
@@ -77,8 +85,13 @@ pub struct Platform {
 /// Writes the tables to the start of [`ACPI`]; gives the address of the RSDP.
 ///
 /// # Errors
-/// A device lies above 4 GiB, the tables need too much room, or guest memory cannot be written.
+/// A device lies above 4 GiB, the PCI window is empty or too long, the tables need too much room, or guest memory cannot be written.
 pub fn write_tables(mem: &GuestMemoryMmap, platform: &Platform) -> Result<GuestAddress, AcpiError> {
+    if let Some(Window { start, size }) = platform.pci
+        && (size == 0 || start.0.checked_add(size).is_none())
+    {
+        return Err(AcpiError::PciWindow { start: start.0, size });
+    }
     let rsdp = ACPI.start;
     let mut area = Area { mem, next: aligned(rsdp, Rsdp::len()) };
     let dsdt = area.add(&bytes(&dsdt::build(platform)?))?;

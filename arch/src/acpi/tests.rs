@@ -196,6 +196,11 @@ fn impossible_platforms() {
         ..platform(1, 1, 0)
     };
     assert!(matches!(write_tables(&mem, &many), Err(AcpiError::TooLarge)));
+    for (start, size) in [(1 << 40, 0), (u64::MAX, 2)] {
+        let pci = Some(Window { start: GuestAddress(start), size });
+        let windowed = Platform { pci, ..platform(1, 1, 0) };
+        assert!(matches!(write_tables(&mem, &windowed), Err(AcpiError::PciWindow { .. })));
+    }
     let small = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0xE_0000)]).unwrap();
     assert!(matches!(write_tables(&small, &platform(1, 1, 1)), Err(AcpiError::Write(_))));
 }

@@ -49,13 +49,11 @@ pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let devices = devices(&mut input);
     let cpus = input.u8();
-    let pci =
-        input.flag().then(|| Window { start: GuestAddress(input.u64()), size: (input.u64() >> 16).max(1) });
+    let pci = input.flag().then(|| Window { start: GuestAddress(input.u64()), size: input.u64() >> 16 });
     let max_cpus = if input.flag() { cpus.max(input.u8()) } else { cpus };
     let map = AddressMap::new(u64::from(input.u32()) << 12, input.u8());
     let memory =
         GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 2 << 20)]).expect("the host has memory");
-    let pci = pci.filter(|window| window.start.0.checked_add(window.size).is_some());
     let has_pci = pci.is_some();
     let platform = Platform { cpus, max_cpus, virtio_mmio: devices.clone(), pci };
     let rsdp = acpi::write_tables(&memory, &platform);
