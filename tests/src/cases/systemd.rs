@@ -61,7 +61,7 @@ fn scopes(ctx: &Ctx) -> Result<(), Failure> {
     killed.signal(libc::SIGKILL)?;
     killed.wait_exit()?;
     killed.wait_errors_closed()?;
-    std::fs::remove_file(ctx.scratch.join("api.sock"))?;
+    check!(!ctx.scratch.join("api.sock").exists(), "the API's socket is left");
     let (mut next, _api) = vm(named)?.serve()?;
     in_place(&next, &scope, 0)?;
     next.signal(libc::SIGTERM)?;

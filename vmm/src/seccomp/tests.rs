@@ -75,8 +75,9 @@ fn allowed(role: Role) -> Vec<(Call, i32)> {
     let write = (("write", libc::SYS_write, [NO_FD, 0, 0, 0]), libc::EBADF);
     let epoll =
         (("epoll_ctl", libc::SYS_epoll_ctl, [NO_FD, libc::EPOLL_CTL_DEL as usize, 0, 0]), libc::EBADF);
-    // Anybody may panic, and leaves the terminal as it was. A wait by ppoll is a drive's.
+    // Channels do it.
     let yielding = (("sched_yield", libc::SYS_sched_yield, [0; 4]), 0);
+    // Anybody may panic, and leaves the terminal as it was. A wait by ppoll is a drive's.
     let mut all = vec![write, yielding, ioctl(0x5401), ioctl(0x5402)];
     if matches!(role, Role::Main | Role::Io) {
         all.push((("ppoll", libc::SYS_ppoll, [NO_FD, 1, 0, 0]), libc::EFAULT));
