@@ -11,5 +11,5 @@ pub fn line() -> String {
     format!("Firecracker v{FIRECRACKER} (Pinfold {PINFOLD})")
 }
 
-/// What `pinfold jail --version` prints after its name.
+/// What `pinfold jail --version` prints after its name: the same.
 pub const JAILER: &str = concat!("v1.17.0 (Pinfold ", env!("CARGO_PKG_VERSION"), ")");

@@ -174,6 +174,7 @@ mod tests {
         assert_eq!(args.cgroups[0], ("io.max".to_owned(), "8:0 rbps=1".to_owned()));
         assert_eq!(args.limits, [Limit::FileSize(1), Limit::Descriptors(2)]);
         assert_eq!(args.cgroup_version, Some(CgroupVersion::V2));
+        assert!(version::line().ends_with(version::JAILER), "it is the same version");
         assert!(read(&["--version"]).unwrap().is_none());
         assert!(read(&["--help"]).unwrap().is_none());
     }

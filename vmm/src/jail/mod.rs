@@ -136,8 +136,7 @@ pub fn asked_for(arguments: impl IntoIterator<Item = OsString>) -> Option<Vec<Os
     (called.file_name() == Some(OsStr::new("jailer"))).then_some(words)
 }
 
-/// Puts this process, or one that it makes, into a jail. Returns in neither the one that goes on there nor, unless the end
-/// has come, the one that stays.
+/// Puts this process, or one that it makes, into a jail. Returns only where there is nothing more to do.
 pub fn run(words: Vec<OsString>) -> Result<Code, Failure> {
     let Some(args) = JailArgs::read(words)? else { return Ok(Code::Ok) };
     if !rustix::process::geteuid().is_root() {
