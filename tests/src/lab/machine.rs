@@ -1,6 +1,6 @@
 //! A VM under test.
 
-use super::{Api, Group, PATIENCE, Tap};
+use super::{Api, Group, PATIENCE, Tap, idle};
 use crate::case::{Ctx, Failure};
 use crate::check;
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ impl Machine {
     /// Boots a guest that halts its first CPU for ever and starts no other, on any KVM. The threads are those of a VM.
     pub fn idle(mut self) -> Result<Self, Failure> {
         let kernel = self.config_file.with_file_name("idle");
-        std::fs::write(&kernel, idle_kernel())?;
+        std::fs::write(&kernel, idle::kernel())?;
         self.config["boot-source"] = json!({ "kernel_image_path": kernel });
         Ok(self)
     }
@@ -194,28 +194,6 @@ impl Machine {
         }
         self
     }
-}
-
-/// An ELF file whose one segment is `cli; 1: hlt; jmp 1b`, at 16 MiB (elf(5)).
-fn idle_kernel() -> Vec<u8> {
-    const CODE: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
-    const HEADERS: u16 = 64;
-    const ADDRESS: u64 = 16 << 20;
-    let (at, size) = (4096_u64, CODE.len() as u64);
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    // ET_EXEC, EM_X86_64; one program header right behind this one.
-    file.extend([2_u16, 62].map(u16::to_le_bytes).concat());
-    file.extend(1_u32.to_le_bytes());
-    file.extend([ADDRESS, u64::from(HEADERS), 0].map(u64::to_le_bytes).concat());
-    file.extend(0_u32.to_le_bytes());
-    file.extend([HEADERS, 56, 1, 64, 0, 0].map(u16::to_le_bytes).concat());
-    // PT_LOAD, readable and executable.
-    file.extend([1_u32, 5].map(u32::to_le_bytes).concat());
-    file.extend([at, ADDRESS, ADDRESS, size, size, at].map(u64::to_le_bytes).concat());
-    file.resize(4096, 0);
-    file.extend(CODE);
-    file
 }
 
 /// The two containers of the design's example, for the section `cgroup`: together 5 CPUs, 5120 shares and 600 MiB.

@@ -3,6 +3,7 @@
 
 mod api;
 mod cgroups;
+mod idle;
 mod machine;
 mod openapi;
 mod tap;
