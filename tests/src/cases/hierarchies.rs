@@ -294,20 +294,28 @@ fn hybrid(ctx: &Ctx) -> Result<(), Failure> {
     Ok(fs::remove_dir(unified.folder(&base))?)
 }
 
-/// The unified hierarchy at /sys/fs/cgroup/unified for a while, in a folder that systemd mounts read-only.
-struct Unified(PathBuf);
+/// The unified hierarchy at /sys/fs/cgroup/unified. Where it is not there it is mounted for a while, in a folder that
+/// systemd has read-only.
+struct Unified {
+    point: PathBuf,
+    ours: bool,
+}
 
 impl Unified {
     fn mount() -> Result<Self, Failure> {
-        let unified = Self(PathBuf::from("/sys/fs/cgroup/unified"));
+        let point = PathBuf::from("/sys/fs/cgroup/unified");
+        if point.join("cgroup.procs").exists() {
+            return Ok(Self { point, ours: false });
+        }
+        let unified = Self { point, ours: true };
         command(&["mount", "-o", "remount,rw", "/sys/fs/cgroup"])?;
-        fs::create_dir(&unified.0)?;
+        fs::create_dir(&unified.point)?;
         command(&["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup/unified"])?;
         Ok(unified)
     }
 
     fn folder(&self, group: &Group) -> PathBuf {
-        self.0.join(group.path().trim_start_matches('/'))
+        self.point.join(group.path().trim_start_matches('/'))
     }
 
     /// Whether in this hierarchy the vCPU threads are in the second of `groups` and all others in the first.
@@ -326,8 +334,11 @@ impl Unified {
 
 impl Drop for Unified {
     fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
         drop(command(&["umount", "-l", "/sys/fs/cgroup/unified"]));
-        drop(fs::remove_dir(&self.0));
+        drop(fs::remove_dir(&self.point));
         drop(command(&["mount", "-o", "remount,ro", "/sys/fs/cgroup"]));
     }
 }
