@@ -255,13 +255,15 @@ pub fn run(fd: RawFd) -> Result<(), ReaperError> {
     } else {
         // The link also ends a moment before the process does.
         wait(pidfd.as_fd());
+        // First of all: once the parent has waited for the process, older kernels do not tell any more.
+        let ending = Ending::of(state.pid, pidfd.as_fd());
         if let (Some(fd), Some(settings)) = (&terminal, &settings) {
             let _ = console::set_terminal(fd.as_fd(), settings);
         }
         if let Some(socket) = &state.socket {
             remove_unused_socket(Path::new(socket));
         }
-        Ending::of(state.pid, pidfd.as_fd())
+        ending
     };
     if let Some(report) = report {
         report.write(&state.id, state.pid, ending);
