@@ -51,7 +51,7 @@ fn launch() -> Result<Code, Failure> {
             let order = read_order(&args, &Source::Host).map_err(|error| Failure::configuration(&error))?;
             order.filters.hide_backtraces();
             let placed = Image::open().and_then(|image| {
-                let report = args.exit_report.as_deref().map(sink::open).transpose()?;
+                let report = args.exit_report.as_deref().map(|file| move || sink::open(file));
                 let socket = (!args.no_api).then_some(args.api_sock.as_path());
                 match Founded::found(&args.id, &order, report, &[])? {
                     Some(founded) => {

@@ -139,18 +139,19 @@ pub struct Founded {
 }
 
 impl Founded {
-    /// Makes the groups and joins them, or does nothing where that is asked for. There is to be a report to `report` in the
-    /// end. `around` are values for files of the group that ours are made in.
+    /// Makes the groups and joins them, or does nothing where that is asked for. There is to be a report to what `report`
+    /// opens in the end. `around` are values for files of the group that ours are made in.
     pub fn found(
         id: &InstanceId,
         order: &Order,
-        report: Option<File>,
+        report: Option<impl FnOnce() -> Result<File, SinkError>>,
         around: &[(String, String)],
     ) -> Result<Option<Self>, PlacementError> {
         let section = &order.config.cgroup;
         if section.driver == Driver::None {
             return if report.is_some() { Err(PlacementError::NoReporter) } else { Ok(None) };
         }
+        let report = report.map(|open| open()).transpose()?;
         let mut request = request(id, section);
         // As they were before a scope is made: at the end we go back to where we were started.
         let hierarchies =

@@ -24,11 +24,13 @@ const GUEST: &str = "172.30.3.2";
 /// Bytes and operations a second of the drives, bytes a second of the network.
 const BYTES: u64 = 4 << 20;
 const OPS: u64 = 200;
-const NET: u64 = 1 << 20;
+const NET: u64 = 512 << 10;
 
-/// How long the use is measured, and how far it may be from the limit, in hundredths.
+/// How long the use is measured, and how far it may be from the limit, in hundredths. A host that stands still for a
+/// moment is off for that window, and made up for in the next one: a limiter that drifts is off in all.
 const WINDOW: Duration = Duration::from_secs(10);
 const TOLERANCE: f64 = 2.0;
+const WINDOWS: u32 = 4;
 
 /// A limit of `rate` a second: of bytes or of operations, in a bucket for a quarter of a second.
 fn limit(kind: &str, rate: u64) -> Value {
@@ -129,19 +131,26 @@ impl Meters {
     fn expect(&mut self, when: &str, rates: [Option<u64>; 4]) -> Result<(), Failure> {
         // The buckets are for a quarter of a second.
         std::thread::sleep(Duration::from_secs(2));
-        let (begun, before) = self.read()?;
-        std::thread::sleep(WINDOW);
-        let (ended, after) = self.read()?;
-        let seconds = ended.duration_since(begun).as_secs_f64();
-        for ((name, rate), (before, after)) in Self::NAMES.iter().zip(rates).zip(before.iter().zip(after)) {
-            let Some(rate) = rate else { continue };
-            let passed = (after - before) as f64;
-            let of_limit = 100.0 * passed / (rate as f64 * seconds);
-            println!("{when}: {name} {passed} in {seconds:.3} s, {of_limit:.2} % of the limit");
-            let within = (of_limit - 100.0).abs() <= TOLERANCE;
-            check!(within, "{when}: {name} is at {of_limit:.2} % of its limit");
+        let (mut begun, mut before) = self.read()?;
+        for _ in 0..WINDOWS {
+            std::thread::sleep(WINDOW);
+            let (ended, after) = self.read()?;
+            let seconds = ended.duration_since(begun).as_secs_f64();
+            let mut within = true;
+            for ((name, rate), (before, after)) in Self::NAMES.iter().zip(rates).zip(before.iter().zip(after))
+            {
+                let Some(rate) = rate else { continue };
+                let passed = (after - before) as f64;
+                let of_limit = 100.0 * passed / (rate as f64 * seconds);
+                println!("{when}: {name} {passed} in {seconds:.3} s, {of_limit:.2} % of the limit");
+                within &= (of_limit - 100.0).abs() <= TOLERANCE;
+            }
+            if within {
+                return Ok(());
+            }
+            (begun, before) = (ended, after);
         }
-        Ok(())
+        Err(Failure(format!("{when}: no window within {TOLERANCE} % of the limits")))
     }
 
     /// What has passed up to now.

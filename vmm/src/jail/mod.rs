@@ -157,14 +157,9 @@ pub fn run(words: Vec<OsString>) -> Result<Code, Failure> {
     let source = Source::Jail(home.root.as_fd(), &home.path);
     let mut order = read_order(&vmm, &source).map_err(JailError::from)?;
     let around = declare_groups(&args, &name, &mut order)?;
-    let report = match &vmm.exit_report {
-        Some(path) => {
-            Some(sink::open_in(&source, path).map_err(PlacementError::from).map_err(JailError::from)?)
-        }
-        None => None,
-    };
     let nodes = nodes(&order)?;
     let image = Image::open().map_err(JailError::from)?;
+    let report = vmm.exit_report.as_deref().map(|path| || sink::open_in(&source, path));
     let founded = Founded::found(&args.id, &order, report, &around).map_err(JailError::from)?;
     let prisoner = Prisoner { args, name, executable, command_line, home, order, nodes };
     prisoner.part(&image, founded)
