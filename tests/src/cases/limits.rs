@@ -22,8 +22,8 @@ const HOST: &str = "172.30.3.1";
 const GUEST: &str = "172.30.3.2";
 
 /// Bytes and operations a second of the drives, bytes a second of the network.
-const BYTES: u64 = 4 << 20;
-const OPS: u64 = 200;
+const BYTES: u64 = 2 << 20;
+const OPS: u64 = 100;
 const NET: u64 = 512 << 10;
 
 /// How long the use is measured, and how far it may be from the limit, in hundredths. A host that stands still for a
