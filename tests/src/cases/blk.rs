@@ -2,7 +2,7 @@
 
 use crate::case::{Case, Ctx, Failure, Needs};
 use crate::check;
-use crate::lab::{Api, Machine, PATIENCE, Pod, Running, caller};
+use crate::lab::{Api, LoopDevice, Machine, Mounted, PATIENCE, Pod, Running, caller, run};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::Read;
@@ -186,8 +186,12 @@ fn block_devices(ctx: &Ctx) -> Result<(), Failure> {
     let folder = Mounted::tmpfs(&ctx.scratch.join("images"), "64m")?;
     let loops = ["sync", "async"]
         .iter()
-        .map(|name| LoopDevice::over(&folder.folder.join(name), SIZE))
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(|name| {
+            let file = folder.folder.join(name);
+            fs::write(&file, noise(usize::try_from(SIZE)?))?;
+            LoopDevice::over(&file)
+        })
+        .collect::<Result<Vec<_>, Failure>>()?;
     let machine = Machine::new(ctx)
         .drive("sync", &loops[0].device, false)
         .drive("async", &loops[1].device, false)
@@ -370,77 +374,10 @@ fn sha256(file: &Path) -> Result<String, Failure> {
     Ok(output.split(' ').next().unwrap_or_default().to_owned())
 }
 
-/// A loop device, which goes when this is dropped.
-struct LoopDevice {
-    file: PathBuf,
-    device: PathBuf,
-}
-
-impl LoopDevice {
-    /// One over a new file of so many bytes of noise.
-    fn over(file: &Path, size: u64) -> Result<Self, Failure> {
-        fs::write(file, noise(usize::try_from(size)?))?;
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output()?;
-        check!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
-        let device = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        Ok(Self { file: file.to_owned(), device })
-    }
-
-    /// Makes the file and the device longer.
-    fn grow(&self, size: u64) -> Result<(), Failure> {
-        File::options().write(true).open(&self.file)?.set_len(size)?;
-        run(Command::new("losetup").arg("--set-capacity").arg(&self.device)).map(drop)
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        if let Err(failure) = run(Command::new("losetup").arg("--detach").arg(&self.device)) {
-            eprintln!("{} is still there: {failure}", self.device.display());
-        }
-    }
-}
-
 /// How many flushes the block device has completed: field 16 of its `stat` (Documentation/block/stat.rst).
 fn flushes(device: &Path) -> Result<u64, Failure> {
     let name = device.file_name().ok_or_else(|| Failure::new("the scratch disk has no name"))?;
     let stat = crate::lab::read(&Path::new("/sys/block").join(name).join("stat"))?;
     let field = stat.split_whitespace().nth(15).and_then(|number| number.parse().ok());
     field.ok_or_else(|| Failure(format!("no count of flushes in `{stat}`")))
-}
-
-/// A file system of its own, unmounted on drop.
-struct Mounted {
-    folder: PathBuf,
-}
-
-impl Mounted {
-    fn format(device: &Path, folder: &Path) -> Result<Self, Failure> {
-        fs::create_dir(folder)?;
-        run(Command::new("busybox").arg("mke2fs").arg(device))?;
-        run(Command::new("mount").args(["-t", "ext2"]).arg(device).arg(folder))?;
-        Ok(Self { folder: folder.to_owned() })
-    }
-
-    fn tmpfs(folder: &Path, size: &str) -> Result<Self, Failure> {
-        fs::create_dir(folder)?;
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(folder))?;
-        Ok(Self { folder: folder.to_owned() })
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if let Err(failure) = run(Command::new("umount").arg(&self.folder)) {
-            eprintln!("{failure}");
-        }
-    }
-}
-
-fn run(command: &mut Command) -> Result<String, Failure> {
-    let output = command.output()?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(Failure(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }

@@ -3,16 +3,15 @@
 use crate::case::{Case, CgroupVersion, Ctx, Failure, Needs};
 use crate::check;
 use crate::lab::{
-    Api, Clock, Fifo, Machine, Made, PATIENCE, Pod, Running, Sectors, adopt_orphans, caller,
-    expect_no_children, request,
+    Api, Clock, Fifo, LoopDevice, Machine, Made, Mounted, PATIENCE, Pod, Running, Sectors, adopt_orphans,
+    caller, expect_no_children, request,
 };
 use serde_json::json;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The cases of this file.
@@ -136,7 +135,11 @@ fn disks(ctx: &Ctx) -> Result<(), Failure> {
     let place = Place { ctx, pod: Pod::create("faults")?, caller: caller()? };
     adopt_orphans()?;
     for (engine, io_thread) in [("Sync", false), ("Async", false), ("Async", true)] {
-        let disk = Loop::on_full_disk(&ctx.scratch.join(format!("{engine}{io_thread}")))?;
+        // 4 MiB, of which 64 KiB can be written.
+        let full = Mounted::tmpfs(&ctx.scratch.join(format!("{engine}{io_thread}")), "64k")?;
+        let file = full.folder.join("disk");
+        File::create(&file)?.set_len(4 << 20)?;
+        let disk = LoopDevice::over(&file)?;
         let vm = place
             .small("rounds=200 then=reset")?
             .drive("data", &disk.device, false)
@@ -350,42 +353,4 @@ fn anonymous_kib(vm: &Running) -> Result<u64, Failure> {
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
     number.ok_or_else(|| Failure(format!("no RssAnon in `{status}`")))
-}
-
-/// A loop device on a sparse file in a small tmpfs. Both go on drop.
-struct Loop {
-    folder: PathBuf,
-    file: PathBuf,
-    device: PathBuf,
-}
-
-impl Loop {
-    /// 4 MiB, of which 64 KiB can be written.
-    fn on_full_disk(folder: &Path) -> Result<Self, Failure> {
-        fs::create_dir(folder)?;
-        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(folder))?;
-        let file = folder.join("disk");
-        let mut new = Self { folder: folder.to_owned(), file: file.clone(), device: PathBuf::new() };
-        File::create(&file)?.set_len(4 << 20)?;
-        new.device = succeed(Command::new("losetup").args(["--find", "--show"]).arg(&file))?.trim().into();
-        Ok(new)
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        drop(succeed(Command::new("losetup").arg("--detach").arg(&self.device)));
-        if let Err(failure) = succeed(Command::new("umount").arg("--lazy").arg(&self.folder)) {
-            eprintln!("{failure}");
-        }
-    }
-}
-
-/// Runs it; what it prints.
-fn succeed(command: &mut Command) -> Result<String, Failure> {
-    let output = command.output()?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(Failure(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }

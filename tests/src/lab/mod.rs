@@ -4,6 +4,7 @@
 mod api;
 mod cgroups;
 mod clock;
+mod disks;
 mod fifo;
 mod leaks;
 mod machine;
@@ -16,6 +17,7 @@ mod tree;
 pub use api::{Api, Response, request};
 pub use cgroups::{Group, Made, Pod, Unit, caller};
 pub use clock::Clock;
+pub use disks::{LoopDevice, Mounted, run};
 pub use fifo::{Fifo, make_fifo};
 pub use leaks::{Tally, adopt_orphans, expect_no_children};
 pub use machine::{Machine, Running, containers_of_record};
