@@ -2,12 +2,9 @@
 //! for ever.
 
 use std::io::{self, PipeWriter, Read, Write};
-use std::time::Duration;
 
 use crate::exit::chain;
-
-/// How long a group that was just left may still be busy.
-const PATIENCE: Duration = Duration::from_secs(2);
+use crate::reaper::PATIENCE;
 
 /// A child that removes the groups if this process ends before the guard is dropped. It stays where we were started.
 pub struct Guard {

@@ -177,7 +177,7 @@ impl Founded {
             log::warn!("a limit cannot be applied yet: {limit}");
         }
         if let Err(error) = tree.join(cgroup::Role::Overhead) {
-            if let Err(second) = cleaner.leave_and_remove(std::time::Duration::from_secs(2)) {
+            if let Err(second) = cleaner.leave_and_remove(reaper::PATIENCE) {
                 log::warn!("{}", chain(&second));
             }
             return Err(error.into());

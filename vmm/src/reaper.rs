@@ -31,7 +31,7 @@ const TERMINAL: &str = "reaper.terminal";
 const REPORT: &str = "reaper.report";
 
 /// How long a group that was just left may still be busy.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long we wait for the reaper to answer: longer than it may take on a slow host.
 const ANSWER: Duration = Duration::from_secs(30);
