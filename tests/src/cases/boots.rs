@@ -52,6 +52,7 @@ fn boot(ctx: &Ctx, kernel: &Path, vcpus: u8, mem_mib: u64, ending: Ending) -> Re
         .kernel(kernel)
         .vcpus(vcpus)
         .mem_mib(mem_mib)
+        .with_self_tests()
         .steps(&format!("hello+{order}"))
         .start()?;
     let line = vm.wait_for_guest("up ")?;

@@ -27,6 +27,7 @@ fn run(ctx: &Ctx) -> Result<(), Failure> {
     let mut vm = Machine::new(ctx)
         .silent()
         .vcpus(2)
+        .with_self_tests()
         .steps("hello+net+load+wait")
         .drive("root", &disks[0], true)
         .drive("data", &disks[1], false)
