@@ -16,6 +16,8 @@ mod inventory;
 pub mod lab;
 pub mod registry;
 pub mod route;
+pub mod schedule;
 #[cfg(test)]
 mod threats;
+pub mod times;
 pub mod vsock;

@@ -1,43 +1,78 @@
-//! Runs cases where they belong, with at most one emulated host alive at a time.
+//! Runs cases where they belong: several lanes, each with at most one emulated host alive at a time.
 
 use crate::agent;
 use crate::artifacts::{Binaries, binaries};
 use crate::case::{Case, Failure};
 use crate::host::boot::link_job;
+use crate::host::progress::say;
 use crate::host::{EmulatedHost, HostError, guest_files};
 use crate::route::{Forced, Kind, Machine, Place, place};
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How much of a case's output is kept for the report of its failure, in bytes.
 const KEPT_OUTPUT: usize = 256 << 10;
 
-/// Decides, boots, runs.
+/// What all lanes share: the decision where a case runs, and what is built or said once.
 pub struct Registry {
     machine: Machine,
     forced: Forced,
-    binaries: Option<Binaries>,
-    host: Option<EmulatedHost>,
-    native_job: Option<TempDir>,
-    announced: BTreeSet<String>,
+    binaries: Mutex<Option<Binaries>>,
+    announced: Mutex<BTreeSet<String>>,
 }
 
 impl Registry {
-    /// Looks at the machine and the environment; boots nothing yet.
+    /// Looks at the machine and the environment; builds nothing yet.
     pub fn new() -> Result<Self, Failure> {
         Ok(Self {
             machine: Machine::detect(),
             forced: Forced::from_environment().map_err(Failure)?,
-            binaries: None,
-            host: None,
-            native_job: None,
-            announced: BTreeSet::new(),
+            binaries: Mutex::default(),
+            announced: Mutex::default(),
         })
     }
 
     /// Where `case` is going to run.
     pub fn place(&self, case: &Case) -> Place {
         place(&case.needs, &self.machine, self.forced)
+    }
+
+    /// A lane that has booted nothing yet. Only one at a time may run cases on this machine.
+    pub fn lane(&self) -> Lane<'_> {
+        Lane { registry: self, host: None, native_job: None, prepared: Duration::ZERO }
+    }
+
+    /// The binaries, built by the first lane that asks, while others wait.
+    fn binaries(&self) -> Result<Binaries, HostError> {
+        let mut built = self.binaries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(built) = &*built {
+            return Ok(built.clone());
+        }
+        Ok(built.insert(binaries()?).clone())
+    }
+
+    /// Says once where a kind of cases runs, and why.
+    fn announce(&self, text: String) {
+        if self.announced.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+            say(&text);
+        }
+    }
+}
+
+/// Runs one case after another. To be kept by one thread: with the thread that booted it a host ends.
+pub struct Lane<'a> {
+    registry: &'a Registry,
+    host: Option<EmulatedHost>,
+    native_job: Option<TempDir>,
+    prepared: Duration,
+}
+
+impl Lane<'_> {
+    /// How long it took to build and to boot since this was asked last.
+    pub fn prepared(&mut self) -> Duration {
+        std::mem::take(&mut self.prepared)
     }
 
     /// Runs `case` and keeps its output for the failure's text.
@@ -61,14 +96,14 @@ impl Registry {
 
     /// Runs `case`, handing its output to `out` as it comes.
     pub fn run(&mut self, case: &Case, out: &mut dyn FnMut(&str)) -> Result<(), Failure> {
-        match self.place(case) {
+        match self.registry.place(case) {
             Place::Nowhere(reason) => Err(Failure(reason)),
             Place::Native => {
-                self.announce("on this machine".to_owned());
+                self.registry.announce("on this machine".to_owned());
                 self.run_natively(case, out)
             }
             Place::Emulated(kind, reason) => {
-                self.announce(format!("{kind}: emulated host, because {reason}"));
+                self.registry.announce(format!("{kind}: emulated host, because {reason}"));
                 self.run_emulated(kind, case, out)
             }
         }
@@ -77,7 +112,7 @@ impl Registry {
     fn run_natively(&mut self, case: &Case, out: &mut dyn FnMut(&str)) -> Result<(), Failure> {
         if self.native_job.is_none() {
             let job = tempfile::Builder::new().prefix("pinfold-job-").tempdir()?;
-            link_job(job.path(), &guest_files()?, &self.binaries()?)?;
+            link_job(job.path(), &guest_files()?, &self.registry.binaries()?)?;
             self.native_job = Some(job);
         }
         let Some(job) = &self.native_job else { return Err(Failure::new("the job folder is gone")) };
@@ -99,30 +134,16 @@ impl Registry {
         let host = match self.host.take() {
             Some(host) if host.kind() == kind => host,
             old => {
-                // The old one first: two would share the machine's cores and memory.
+                // The old one first: two would share the lane's core and memory.
                 drop(old);
-                let binaries = self.binaries()?;
-                EmulatedHost::boot(kind, &binaries)?
+                let begun = Instant::now();
+                let binaries = self.registry.binaries()?;
+                let booted = EmulatedHost::boot(kind, &binaries);
+                self.prepared += begun.elapsed();
+                booted?
             }
         };
         Ok(self.host.insert(host))
-    }
-
-    fn binaries(&mut self) -> Result<Binaries, HostError> {
-        if let Some(built) = &self.binaries {
-            return Ok(built.clone());
-        }
-        let built = binaries()?;
-        self.binaries = Some(built.clone());
-        Ok(built)
-    }
-
-    /// Says once where a kind of cases runs, and why.
-    fn announce(&mut self, text: String) {
-        if !self.announced.contains(&text) {
-            eprintln!("pinfold: {text}");
-            self.announced.insert(text);
-        }
     }
 }
 
@@ -132,8 +153,10 @@ impl Registry {
 fn twice<T>(name: &str, mut attempt: impl FnMut() -> Result<T, HostError>) -> Result<T, Failure> {
     match attempt() {
         Err(HostError::Dead { what, console }) => {
-            eprintln!("pinfold: the emulated host {what}; {name} runs once more in a fresh one");
-            eprintln!("--- end of the lost host's console\n{console}\n---");
+            say(&format!(
+                "the emulated host {what}; {name} runs once more in a fresh one\n\
+                 --- end of the lost host's console\n{console}\n---"
+            ));
         }
         ended => return Ok(ended?),
     }

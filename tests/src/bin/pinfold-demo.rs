@@ -29,7 +29,7 @@ fn run() -> Result<(), Failure> {
             _ => return Err(Failure::new("usage: cargo demo [-- [--cgroup v1|v2] [--kernel 6.1|7]]")),
         }
     }
-    Registry::new()?.run(&demo, &mut |text| {
+    Registry::new()?.lane().run(&demo, &mut |text| {
         print!("{text}");
         // Nobody to show it to: the exit code still tells.
         drop(std::io::stdout().flush());

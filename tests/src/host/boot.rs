@@ -3,7 +3,7 @@
 use super::channel::{Channel, Silence};
 use super::command::{run, tail};
 use super::image::{HostImage, host_image};
-use super::progress::Step;
+use super::progress::{Step, say};
 use super::{GuestFiles, HostError, cache, cpio, emulator, guest_files, packages};
 use crate::agent::{Reply, Request};
 use crate::artifacts::Binaries;
@@ -21,7 +21,7 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 /// After the agent's own time limit for a case: how long its report may take.
 const GRACE: Duration = Duration::from_secs(60);
 /// Room for the largest guest of the tests (5 GiB), the job, and the host itself.
-const MEMORY: &str = "10G";
+pub const MEMORY_GIB: usize = 10;
 /// The size of the disk that cases may overwrite, in bytes.
 const SCRATCH_SIZE: u64 = 512 << 20;
 
@@ -75,7 +75,7 @@ impl EmulatedHost {
             Cpu::Counting => emulator::counting_command()?,
         };
         if let Some(doubt) = doubt {
-            eprintln!("pinfold: {doubt}");
+            say(doubt);
         }
         cpu.configure(&mut qemu);
         configure(&mut qemu, kind, image, &job, &scratch, &console, &socket);
@@ -257,7 +257,7 @@ fn configure(
     // One CPU: kernels patch code that is running (static keys in KVM's inner loop), and TCG's threads may run the
     // breakpoint of such a patch after it was taken out. Nested guests hang or reset of it now and then, and
     // sometimes the host dies.
-    qemu.args(["-smp", "1", "-m", MEMORY])
+    qemu.args(["-smp", "1", "-m", &format!("{MEMORY_GIB}G")])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(&image.kernel)

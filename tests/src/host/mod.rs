@@ -9,6 +9,7 @@
 //! | [`cpio`], [`modules`], [`bzimage`] | the formats that takes |
 //! | [`emulator`] | QEMU without a fault that hangs nested guests |
 //! | [`boot`], [`channel`] | a running host, and the line to its agent |
+//! | [`room`] | how many of them at a time |
 
 pub mod boot;
 mod bzimage;
@@ -23,10 +24,11 @@ mod modules;
 mod packages;
 pub mod progress;
 mod recipe;
+pub mod room;
 
 pub use boot::{Cpu, EmulatedHost};
 pub use guest::{GuestFiles, guest_files};
-pub use image::{BenchImage, HostImage, bench_image};
+pub use image::{BenchImage, HostImage, bench_image, host_image};
 
 use std::path::PathBuf;
 

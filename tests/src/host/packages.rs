@@ -5,6 +5,7 @@ use super::command::{as_root, can_be_root, run};
 use super::progress::Step;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// The packages, each with a file that shows that it is there.
@@ -36,8 +37,12 @@ pub struct Mirror {
     pub security: Option<String>,
 }
 
+/// Kept by who has apt at work.
+static APT: Mutex<()> = Mutex::new(());
+
 /// Installs what is missing, with a word about it.
 pub fn ensure() -> Result<(), HostError> {
+    let _apt = APT.lock().unwrap_or_else(PoisonError::into_inner);
     let missing: Vec<&str> =
         PACKAGES.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(name, _)| *name).collect();
     if missing.is_empty() {
@@ -63,6 +68,7 @@ pub fn mirror() -> Result<Mirror, HostError> {
     if let Ok(main) = std::env::var("PINFOLD_DEBIAN_MIRROR") {
         return Ok(Mirror { main, security: None });
     }
+    let _apt = APT.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(mirror) = configured()? {
         return Ok(mirror);
     }
