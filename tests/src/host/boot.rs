@@ -248,7 +248,7 @@ fn configure(
     socket: &Path,
 ) {
     let mut arguments = "console=ttyS0 root=/dev/vda rw panic=-1 oops=panic mitigations=off loglevel=5 \
-                         systemd.show_status=0"
+                         cryptomgr.notests systemd.show_status=0"
         .to_owned();
     if kind.cgroup == CgroupVersion::V1 {
         // The second makes it pure v1; the first alone is hybrid.
