@@ -110,7 +110,7 @@ fn callers(ctx: &Ctx, layout: &Layout) -> Result<(), Failure> {
 
 /// Without placement the threads stay with the launcher, as every VMM's do.
 fn before(ctx: &Ctx, runtime: &Runtime, caller: &Group) -> Result<(), Failure> {
-    let machine = machine(ctx, json!({ "driver": "none" }), caller)?;
+    let machine = machine(ctx, idle(ctx)?, json!({ "driver": "none" }), caller)?;
     let declared = machine.declaration();
     let (vm, api) = machine.serve()?;
     api.start(&declared)?;
@@ -138,15 +138,18 @@ fn after(
     };
     let base = Group::at(base);
     fs::write(ctx.scratch.join("config.json"), runtime.spec(named).to_string())?;
-    let mut machine = machine(ctx, json!({ "oci_spec": ctx.scratch }), caller)?;
     // The kernel's part in the network comes with the guest's driver. Once is enough for that.
     let booted = runtime.name == "containerd" && !systemd;
-    if booted {
-        machine = machine
+    let guest = if booted {
+        Machine::new(ctx)
+            .silent()
             .steps("hello+net+wait")
             .net(tap, "172.30.5.2/24", "172.30.5.1")
-            .set("/network-interfaces/0/vhost", json!("on"));
-    }
+            .set("/network-interfaces/0/vhost", json!("on"))
+    } else {
+        idle(ctx)?
+    };
+    let machine = machine(ctx, guest, json!({ "oci_spec": ctx.scratch }), caller)?;
     let declared = machine.declaration();
     let (vm, api) = machine.serve()?;
     api.start(&declared)?;
@@ -173,11 +176,15 @@ fn after(
     base.wait_gone()
 }
 
-fn machine(ctx: &Ctx, section: Value, caller: &Group) -> Result<Machine, Failure> {
+/// A guest that does nothing: its threads are there as soon as it runs.
+fn idle(ctx: &Ctx) -> Result<Machine, Failure> {
+    Machine::small(ctx, "rounds=0 then=sleep")
+}
+
+fn machine(ctx: &Ctx, guest: Machine, section: Value, caller: &Group) -> Result<Machine, Failure> {
     let disk = ctx.scratch.join("data.img");
     File::create(&disk)?.set_len(16 << 20)?;
-    Machine::new(ctx)
-        .silent()
+    guest
         .vcpus(2)
         .drive("data", &disk, false)
         .set("/drives/0/io_thread", json!(true))
