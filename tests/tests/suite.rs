@@ -2,6 +2,7 @@
 //! as there is room for or `--test-threads` says. With `--nocapture` what a case prints is shown as it comes, in one lane.
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::cmp::Reverse;
 use std::process::ExitCode;
 use tests::host::{host_image, progress, room};
 use tests::registry::Registry;
@@ -19,11 +20,15 @@ fn main() -> ExitCode {
         }
     };
     let mut all = cases::all();
-    // Native ones first, then host by host, so that one lane boots each host once.
-    all.sort_by_key(|case| match registry.place(case) {
-        Place::Native => (0, None),
-        Place::Emulated(kind, _) => (1, Some(kind)),
-        Place::Nowhere(_) => (2, None),
+    // Native ones first, then host by host, so that one lane boots each host once; in a host those first that may take
+    // long, so that no lane ends long after the others.
+    all.sort_by_key(|case| {
+        let place = match registry.place(case) {
+            Place::Native => (0, None),
+            Place::Emulated(kind, _) => (1, Some(kind)),
+            Place::Nowhere(_) => (2, None),
+        };
+        (place, Reverse(case.timeout))
     });
     let schedule = Schedule::new(&registry);
     let mut count = 0;
