@@ -9,10 +9,12 @@ use crate::agent::{Reply, Request};
 use crate::artifacts::Binaries;
 use crate::case::{Case, CgroupVersion, Failure};
 use crate::route::Kind;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -21,7 +23,7 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 /// After the agent's own time limit for a case: how long its report may take.
 const GRACE: Duration = Duration::from_secs(60);
 /// Room for the largest guest of the tests (5 GiB), the job, and the host itself.
-pub const MEMORY_GIB: usize = 10;
+const MEMORY: &str = "10G";
 /// The size of the disk that cases may overwrite, in bytes.
 const SCRATCH_SIZE: u64 = 512 << 20;
 
@@ -142,11 +144,24 @@ impl Drop for EmulatedHost {
         // Its disks are snapshots and scratch: nothing needs an orderly end.
         drop(self.qemu.kill());
         drop(self.qemu.wait());
-        // The whole console stays for those who want to look.
-        if let Ok(root) = cache::root() {
-            drop(fs::copy(&self.console, root.join(format!("console-{}.log", label(self.kind)))));
-        }
+        drop(keep_console(&self.console, self.kind));
     }
+}
+
+/// Keeps the whole console for those who want to look: in one file those of all hosts of a kind, as they ended.
+fn keep_console(console: &Path, kind: Kind) -> Result<(), HostError> {
+    static BEGUN: Mutex<BTreeSet<Kind>> = Mutex::new(BTreeSet::new());
+    let kept = cache::root()?.join(format!("console-{}.log", label(kind)));
+    let mut begun = BEGUN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut options = File::options();
+    // What an earlier run has left there goes.
+    if begun.insert(kind) {
+        options.create(true).write(true).truncate(true)
+    } else {
+        options.append(true)
+    };
+    let copied = File::open(console).and_then(|mut from| std::io::copy(&mut from, &mut options.open(&kept)?));
+    copied.map(drop).map_err(HostError::file("write", kept))
 }
 
 /// How the host's CPU is emulated.
@@ -257,7 +272,7 @@ fn configure(
     // One CPU: kernels patch code that is running (static keys in KVM's inner loop), and TCG's threads may run the
     // breakpoint of such a patch after it was taken out. Nested guests hang or reset of it now and then, and
     // sometimes the host dies.
-    qemu.args(["-smp", "1", "-m", &format!("{MEMORY_GIB}G")])
+    qemu.args(["-smp", "1", "-m", MEMORY])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(&image.kernel)
