@@ -1,6 +1,7 @@
 //! Which case runs next: several lanes at a time, each of which stays with its host while there is work for it.
 
 use crate::case::{Case, Failure, Kernel};
+use crate::host::progress::say;
 use crate::registry::{Lane, Registry};
 use crate::route::{Kind, Place};
 use crate::times::Took;
@@ -71,6 +72,10 @@ impl<'a> Schedule<'a> {
             let prepared = lane.prepared();
             let took = begun.elapsed().saturating_sub(prepared);
             self.state().took.push(Took { case: case.name, spot, took, prepared });
+            if let Err(failure) = &ended {
+                // The whole of it comes when all is over.
+                say(&format!("{} failed: {}", case.name, failure.0.lines().next().unwrap_or_default()));
+            }
             // Who does not wait for it any more does not miss it.
             drop(done.send(ended));
         }

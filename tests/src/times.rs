@@ -33,7 +33,10 @@ pub fn report(all: &[Took]) -> String {
     for (spot, (count, took, prepared)) in sums {
         let cases = if count == 1 { "case" } else { "cases" };
         let (took, prepared) = (took.as_secs_f32(), prepared.as_secs_f32());
-        text += &format!("{took:7.1} s  {count} {cases}, {}; {prepared:.1} s to have it\n", name(spot));
+        text += &format!(
+            "{took:7.1} s  {count} {cases}, {}; before, {prepared:.1} s to build and boot\n",
+            name(spot)
+        );
     }
     let mut slowest: Vec<_> = all.iter().collect();
     slowest.sort_by_key(|one| std::cmp::Reverse(one.took));
@@ -64,8 +67,8 @@ mod tests {
         };
         let here = Took { spot: None, ..one("here", 100, 0) };
         let text = report(&[here, one("short", 1_500, 12_000), one("long", 61_250, 0)]);
-        let wanted = "    0.1 s  1 case, this machine; 0.0 s to have it\n   \
-                      62.8 s  2 cases, cgroup v2, kernel 6.1; 12.0 s to have it\n   \
+        let wanted = "    0.1 s  1 case, this machine; before, 0.0 s to build and boot\n   \
+                      62.8 s  2 cases, cgroup v2, kernel 6.1; before, 12.0 s to build and boot\n   \
                       61.2 s  long (cgroup v2, kernel 6.1)\n    \
                       1.5 s  short (cgroup v2, kernel 6.1)\n    \
                       0.1 s  here (this machine)\n";
