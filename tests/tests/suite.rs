@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     let shown = arguments.nocapture;
     let lanes = match arguments.test_threads {
         _ if shown => 1,
-        Some(wanted) => wanted,
+        Some(wanted) => wanted.max(1),
         None => room::lanes(),
     };
     let lanes = lanes.min(count);
