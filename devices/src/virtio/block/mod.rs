@@ -8,6 +8,7 @@
 //! | [`task`] | requests under way |
 //! | [`server`] | from the queues to the disk and back |
 //! | [`polling`] | waiting a moment for several requests |
+//! | [`pace`] | when the driver is told, while more is being done |
 //! | [`engine`], [`uring`] | blocking calls, or io_uring |
 //! | [`disk`] | the file or block device |
 //! | [`vhost_user`] | a drive that another process serves instead |
@@ -15,6 +16,7 @@
 mod disk;
 mod drive;
 mod engine;
+mod pace;
 mod polling;
 mod request;
 mod server;
