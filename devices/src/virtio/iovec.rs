@@ -8,7 +8,8 @@
 use libc::iovec;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, VolatileSlice};
 
-use super::virtqueue::Chain;
+use super::chain::Chain;
+use super::lookup::in_one_piece;
 
 /// The most pieces of host memory that one direction of a chain may have: what the kernel takes in one call
 /// (UIO_MAXIOV). A buffer that crosses a border between memory regions counts once for each region.
@@ -117,6 +118,14 @@ fn push_pieces(
 ) -> Result<(), ChainError> {
     let outside = |source| ChainError::Memory { address: address.0, len, source };
     let count = usize::try_from(len).map_err(|_| outside(GuestMemoryError::GuestAddressOverflow))?;
+    // As good as always. The rest is for buffers across regions, empty ones, and those outside of memory.
+    if count > 0
+        && pieces.len() < MAX_PIECES
+        && let Some(slice) = in_one_piece(memory, address, count)
+    {
+        pieces.push(iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: count });
+        return Ok(());
+    }
     for slice in memory.get_slices(address, count) {
         let slice = slice.map_err(outside)?;
         if pieces.len() == MAX_PIECES {

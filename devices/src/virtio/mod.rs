@@ -8,7 +8,7 @@
 //! | [`slot`] | a device's life between its transport and its worker |
 //! | [`worker`] | the device on an event loop |
 //! | [`mmio`], [`pci`] | the transports: registers, and the [`interrupt`] |
-//! | [`virtqueue`], [`iovec`] | a running ring, and a chain of it as host memory |
+//! | [`virtqueue`], [`chain`], [`iovec`] | a running ring, and a chain of it as descriptors and as host memory |
 //! | [`block`], [`net`] | drives, and network interfaces |
 //! | [`rng`] | an entropy source |
 //! | [`balloon`] | memory that the host takes back from the guest |
@@ -21,6 +21,7 @@
 
 pub mod balloon;
 pub mod block;
+pub mod chain;
 pub mod device;
 pub mod driver;
 pub mod fs;
@@ -37,6 +38,7 @@ pub mod vsock;
 pub mod worker;
 
 mod front;
+mod lookup;
 
 #[cfg(test)]
 pub(crate) mod driver_ring;

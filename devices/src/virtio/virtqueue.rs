@@ -2,17 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, VolatileMemory, VolatileSlice,
+};
 use vmm_sys_util::eventfd::EventFd;
 
+pub use super::chain::Chain;
 use super::interrupt::{Interrupt, Vector};
-
-/// A descriptor chain that the driver made available.
-pub type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
+use super::lookup::in_one_piece;
 
 /// What can be wrong with a ring.
 #[derive(Debug, thiserror::Error)]
@@ -158,25 +159,32 @@ impl Virtqueue {
 
     /// Takes the next available chain.
     pub fn pop<'m>(&mut self, memory: &'m GuestMemoryMmap) -> Result<Option<Chain<'m>>, QueueError> {
-        let queue = self.index;
-        let chain = self.queue.iter(memory).map_err(|reason| QueueError::Available { queue, reason })?.next();
-        match chain {
-            Some(chain) if chain.head_index() >= self.queue.size() => {
-                Err(QueueError::Head { queue, head: chain.head_index(), size: self.queue.size() })
-            }
-            chain => Ok(chain),
+        let (queue, size, next) = (self.index, self.queue.size(), self.queue.next_avail());
+        let added = self.available_field(memory, 2, Ordering::Acquire)?.wrapping_sub(next);
+        if added == 0 {
+            return Ok(None);
         }
+        // A driver that adds more than there is room for would keep us busy with the same chains.
+        if added > size {
+            return Err(QueueError::Available { queue, reason: virtio_queue::Error::InvalidAvailRingIndex });
+        }
+        let head = self.available_field(memory, 4 + 2 * u64::from(next % size), Ordering::Relaxed)?;
+        if head >= size {
+            return Err(QueueError::Head { queue, head, size });
+        }
+        self.queue.set_next_avail(next.wrapping_add(1));
+        Ok(Some(Chain::new(memory, self.queue.desc_table(), size, head)))
     }
 
     /// Whether [`Self::pop`] has something to say, be it an error.
     pub fn has_available(&self, memory: &GuestMemoryMmap) -> bool {
-        let index = self.queue.avail_idx(memory, Ordering::Acquire);
-        index.map_or(true, |index| index.0 != self.queue.next_avail())
+        let index = self.available_field(memory, 2, Ordering::Acquire);
+        index.map_or(true, |index| index != self.queue.next_avail())
     }
 
     /// Gives the chain taken last back to the available ring: it will be popped again.
     pub fn undo_pop(&mut self) {
-        self.queue.go_to_previous_position();
+        self.undo_pops(1);
     }
 
     /// Gives the `count` chains taken last back likewise.
@@ -198,16 +206,16 @@ impl Virtqueue {
     ) -> Result<(), QueueError> {
         let mut next = self.queue.next_used();
         for &(head, written) in chains {
-            let entry = 4 + 8 * u64::from(next % self.queue.size());
-            memory
-                .write_obj([u32::from(head).to_le(), written.to_le()], self.used_address(entry)?)
-                .map_err(|error| self.used(virtio_queue::Error::GuestMemory(error)))?;
+            let offset = 4 + 8 * u64::from(next % self.queue.size());
+            let entry = self.used_part(memory, offset, size_of::<[u32; 2]>())?;
+            let Ok(entry) = entry.get_ref(0) else {
+                return Err(self.used(outside(self.queue.used_ring(), offset)));
+            };
+            entry.store([u32::from(head).to_le(), written.to_le()]);
             next = next.wrapping_add(1);
         }
         self.queue.set_next_used(next);
-        memory
-            .store(next.to_le(), self.used_address(2)?, Ordering::Release)
-            .map_err(|error| self.used(virtio_queue::Error::GuestMemory(error)))
+        self.store_used_field(memory, 2, next, Ordering::Release)
     }
 
     /// Interrupts the driver if something was pushed since the last call and it wants to hear of it (virtio 1.2,
@@ -221,10 +229,11 @@ impl Virtqueue {
         // What the driver wants is read after it can see the used index.
         fence(Ordering::SeqCst);
         let wanted = if self.queue.event_idx_enabled() {
-            let event = self.available_field(memory, 4 + 2 * u64::from(self.queue.size()))?;
+            let event =
+                self.available_field(memory, 4 + 2 * u64::from(self.queue.size()), Ordering::Relaxed)?;
             used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(old)
         } else {
-            u32::from(self.available_field(memory, 0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+            u32::from(self.available_field(memory, 0, Ordering::Relaxed)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
         if wanted {
             let queue = self.index;
@@ -253,15 +262,15 @@ impl Virtqueue {
         heads: &[u16],
         mut each: impl FnMut(Chain<'_>) -> u32,
     ) -> Result<(), QueueError> {
-        let queue = self.index;
         let size = self.queue.size();
         let taken = u16::try_from(heads.len()).unwrap_or(u16::MAX);
         let behind = self.queue.next_avail().wrapping_add(taken);
-        let end = self.queue.avail_idx(memory, Ordering::Acquire);
-        let end = end.map_err(|reason| QueueError::Available { queue, reason })?.0;
+        let end = self.available_field(memory, 2, Ordering::Acquire)?;
         for &head in heads {
             for position in (1..=size).map(|back| end.wrapping_sub(back)) {
-                if self.available_field(memory, 4 + 2 * u64::from(position % size))? != head {
+                if self.available_field(memory, 4 + 2 * u64::from(position % size), Ordering::Relaxed)?
+                    != head
+                {
                     continue;
                 }
                 self.queue.set_next_avail(position);
@@ -295,12 +304,10 @@ impl Virtqueue {
         let count = count.min(self.queue.size() / 2).max(1);
         let next = self.queue.next_avail();
         let event = next.wrapping_add(count - 1);
-        memory
-            .store(event.to_le(), self.used_address(4 + 8 * u64::from(self.queue.size()))?, Ordering::Relaxed)
-            .map_err(|error| self.used(virtio_queue::Error::GuestMemory(error)))?;
+        self.store_used_field(memory, 4 + 8 * u64::from(self.queue.size()), event, Ordering::Relaxed)?;
         // What the driver has added is read after it can see what we want.
         fence(Ordering::SeqCst);
-        let available = self.available_field(memory, 2)?;
+        let available = self.available_field(memory, 2, Ordering::Relaxed)?;
         Ok(Some(available.wrapping_sub(next) >= count))
     }
 
@@ -359,25 +366,64 @@ impl Virtqueue {
         signal(&self.kick).map_err(|source| QueueError::Signal { queue: self.index, source })
     }
 
-    fn used_address(&self, offset: u64) -> Result<GuestAddress, QueueError> {
-        let address = GuestAddress(self.queue.used_ring()).checked_add(offset);
-        address.ok_or_else(|| self.used(virtio_queue::Error::AddressOverflow))
+    /// The `len` bytes at `offset` of the used ring.
+    fn used_part<'m>(
+        &self,
+        memory: &'m GuestMemoryMmap,
+        offset: u64,
+        len: usize,
+    ) -> Result<VolatileSlice<'m>, QueueError> {
+        let start = self.queue.used_ring();
+        part_at(memory, start, offset, len).ok_or_else(|| self.used(outside(start, offset)))
+    }
+
+    /// Sets the 16 bits at `offset` of the used ring.
+    fn store_used_field(
+        &self,
+        memory: &GuestMemoryMmap,
+        offset: u64,
+        value: u16,
+        order: Ordering,
+    ) -> Result<(), QueueError> {
+        let field = self.used_part(memory, offset, size_of::<u16>())?;
+        let Ok(field) = field.get_atomic_ref::<AtomicU16>(0) else {
+            return Err(self.used(outside(self.queue.used_ring(), offset)));
+        };
+        field.store(value.to_le(), order);
+        Ok(())
     }
 
     /// The 16 bits at `offset` of the available ring.
-    fn available_field(&self, memory: &GuestMemoryMmap, offset: u64) -> Result<u16, QueueError> {
-        let queue = self.index;
-        let failed = |reason| QueueError::Available { queue, reason };
-        let address = GuestAddress(self.queue.avail_ring())
-            .checked_add(offset)
-            .ok_or_else(|| failed(virtio_queue::Error::AddressOverflow))?;
-        let value = memory.load(address, Ordering::Relaxed).map(u16::from_le);
-        value.map_err(|error| failed(virtio_queue::Error::GuestMemory(error)))
+    fn available_field(
+        &self,
+        memory: &GuestMemoryMmap,
+        offset: u64,
+        order: Ordering,
+    ) -> Result<u16, QueueError> {
+        let start = self.queue.avail_ring();
+        if let Some(field) = part_at(memory, start, offset, size_of::<u16>())
+            && let Ok(field) = field.get_atomic_ref::<AtomicU16>(0)
+        {
+            return Ok(u16::from_le(field.load(order)));
+        }
+        Err(QueueError::Available { queue: self.index, reason: outside(start, offset) })
     }
 
     fn used(&self, reason: virtio_queue::Error) -> QueueError {
         QueueError::Used { queue: self.index, reason }
     }
+}
+
+/// The `len` bytes at `offset` of a part of a ring that begins at `start`.
+fn part_at(memory: &GuestMemoryMmap, start: u64, offset: u64, len: usize) -> Option<VolatileSlice<'_>> {
+    in_one_piece(memory, GuestAddress(start.checked_add(offset)?), len)
+}
+
+/// Why there is nothing to access at `offset` of a part that begins at `start`.
+#[cold]
+fn outside(start: u64, offset: u64) -> virtio_queue::Error {
+    let address = GuestAddress(start.saturating_add(offset));
+    virtio_queue::Error::GuestMemory(GuestMemoryError::InvalidGuestAddress(address))
 }
 
 #[cfg(test)]

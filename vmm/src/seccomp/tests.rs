@@ -95,7 +95,8 @@ fn allowed(role: Role) -> Vec<(Call, i32)> {
         }
         Role::Io => {
             let preadv = (("preadv", libc::SYS_preadv, [NO_FD, 0, 0, 0]), libc::EBADF);
-            vec![epoll, preadv, ioctl(0x1277)]
+            let pread = (("pread64", libc::SYS_pread64, [NO_FD, 0, 0, 0]), libc::EBADF);
+            vec![epoll, preadv, pread, ioctl(0x1277)]
         }
         Role::Reaper => {
             let rmdir = [NO_FD, 0, libc::AT_REMOVEDIR as usize, 0];

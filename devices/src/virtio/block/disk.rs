@@ -222,16 +222,27 @@ impl Disk for DiskFile {
         let fd = self.file.as_raw_fd();
         match *step {
             Step::Read { offset, pieces } => {
-                let (at, count) = position(offset, pieces)?;
+                let at = position(offset)?;
                 // SAFETY: the pieces are writable guest memory, kept mapped through the borrow in `step`; nobody
                 // makes Rust references to it.
-                moved(unsafe { libc::preadv(fd, pieces.as_ptr(), count, at) })
+                moved(unsafe {
+                    match pieces.as_slice() {
+                        // As most requests are: the kernel need not copy and check a list.
+                        [piece] => libc::pread(fd, piece.iov_base, piece.iov_len, at),
+                        list => libc::preadv(fd, list.as_ptr(), count(list)?, at),
+                    }
+                })
             }
             Step::Write { offset, pieces } => {
-                let (at, count) = position(offset, pieces)?;
+                let at = position(offset)?;
                 // SAFETY: the pieces are guest memory, kept mapped through the borrow in `step`; the kernel only
                 // reads it.
-                moved(unsafe { libc::pwritev(fd, pieces.as_ptr(), count, at) })
+                moved(unsafe {
+                    match pieces.as_slice() {
+                        [piece] => libc::pwrite(fd, piece.iov_base, piece.iov_len, at),
+                        list => libc::pwritev(fd, list.as_ptr(), count(list)?, at),
+                    }
+                })
             }
             Step::Flush => self.file.sync_data().map(|()| 0),
             Step::Discard { offset, len } | Step::Zero { offset, len, .. } => match self.fallocate_mode(step)
@@ -263,9 +274,12 @@ impl Disk for DiskFile {
     }
 }
 
-fn position(offset: u64, pieces: Pieces<'_>) -> io::Result<(libc::off_t, libc::c_int)> {
-    let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-    Ok((at, libc::c_int::try_from(pieces.len()).map_err(io::Error::other)?))
+fn position(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(io::Error::other)
+}
+
+fn count(list: &[libc::iovec]) -> io::Result<libc::c_int> {
+    libc::c_int::try_from(list.len()).map_err(io::Error::other)
 }
 
 fn moved(result: isize) -> io::Result<u64> {

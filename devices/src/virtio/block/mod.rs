@@ -8,6 +8,7 @@
 //! | [`task`] | requests under way |
 //! | [`server`] | from the queues to the disk and back |
 //! | [`polling`] | waiting a moment for several requests |
+//! | [`pace`] | when the driver is told, while more is being done |
 //! | [`engine`], [`uring`] | blocking calls, or io_uring |
 //! | [`disk`] | the file or block device |
 //! | [`vhost_user`] | a drive that another process serves instead |
@@ -15,6 +16,7 @@
 mod disk;
 mod drive;
 mod engine;
+mod pace;
 mod polling;
 mod request;
 mod server;
@@ -168,15 +170,15 @@ impl Block {
     }
 
     fn with_disk(config: BlockConfig, disk: Box<dyn Disk>, sectors: u64, limiter: RateLimiter) -> Self {
-        let mut features = 1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_EVENT_IDX
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
-            | 1 << VIRTIO_BLK_F_SEG_MAX;
+        let mut features = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_BLK_F_SEG_MAX;
         let abilities = disk.abilities();
         for (offered, feature) in [
             (config.read_only, VIRTIO_BLK_F_RO),
             (config.cache == CacheType::Writeback, VIRTIO_BLK_F_FLUSH),
             (config.queues > 1, VIRTIO_BLK_F_MQ),
+            // A table for each request costs both sides more than it saves, unless the ring would be too short for
+            // what can be in flight. Blocking calls have one request in flight.
+            (config.engine == IoEngine::Async, VIRTIO_RING_F_INDIRECT_DESC),
             (abilities.discard, VIRTIO_BLK_F_DISCARD),
             (abilities.zero, VIRTIO_BLK_F_WRITE_ZEROES),
         ] {

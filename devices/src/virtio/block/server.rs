@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard, GuestMemoryMmap};
 
@@ -11,6 +11,7 @@ use super::BlockCounters;
 use super::disk::{Disk, Step};
 use super::drive::{Drive, Verdict, Work};
 use super::engine::Engine;
+use super::pace::Pace;
 use super::polling::{BATCH, Polling};
 use super::request::{Request, Status};
 use super::task::Tasks;
@@ -26,9 +27,6 @@ const CHAINS_PER_EVENT: u32 = 256;
 
 /// What a step that gives back or zeroes a range, or flushes, counts for among the bytes of one event.
 const COST_OF_NO_TRANSFER: u64 = BYTES_PER_EVENT / 64;
-
-/// How long a driver waits at most for requests of its that are done, while others of the same event are not.
-const TELL_AFTER: Duration = Duration::from_micros(200);
 
 /// The token of a flush, which is not one task's.
 const FLUSH: u64 = u64::MAX;
@@ -194,7 +192,7 @@ impl Server {
         share: &mut Share,
     ) -> Result<(), DeviceError> {
         let count = self.queues.len();
-        let mut told = None;
+        let mut pace = Pace::default();
         for index in (self.first..count).chain(0..self.first) {
             loop {
                 if share.is_spent() || self.tasks.is_full() {
@@ -215,10 +213,9 @@ impl Server {
                 }
                 self.go_on(drive, memory, share)?;
                 if let Engine::Blocking = self.engine
-                    && told.get_or_insert_with(Instant::now).elapsed() >= TELL_AFTER
+                    && pace.is_time_to_tell(Instant::now)
                 {
                     self.notify(memory)?;
-                    told = None;
                 }
             }
         }

@@ -26,13 +26,9 @@ const _: () = assert!(MAX_PIECES <= 1024, "one step takes all pieces of a chain:
 pub(super) struct Pieces<'a>(&'a [iovec]);
 
 impl Pieces<'_> {
-    pub(super) fn as_ptr(&self) -> *const iovec {
-        self.0.as_ptr()
-    }
-
-    /// How many; at most UIO_MAXIOV.
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
+    /// All of them, at most UIO_MAXIOV.
+    pub(super) fn as_slice(&self) -> &[iovec] {
+        self.0
     }
 
     /// How many bytes they have together.
@@ -112,6 +108,9 @@ impl Task {
 
     /// The pieces of the next step: those behind what is done, but not too many bytes.
     fn pieces(&mut self) -> Pieces<'_> {
+        if self.done == 0 && self.work.len() <= MOVED_PER_STEP {
+            return Pieces(&self.data);
+        }
         // Lossless: usize has 64 bits on every machine that this runs on.
         let mut skip = usize::try_from(self.done).unwrap_or(usize::MAX);
         let mut room = usize::try_from(MOVED_PER_STEP).unwrap_or(usize::MAX);
@@ -209,10 +208,12 @@ impl Tasks {
     pub(super) fn end(&mut self, token: usize) {
         if let Some(task) = self.get(token) {
             task.memory = None;
-            task.data.clear();
-            task.data.shrink_to(KEPT_PIECES);
-            task.step.clear();
-            task.step.shrink_to(KEPT_PIECES);
+            for pieces in [&mut task.data, &mut task.step] {
+                pieces.clear();
+                if pieces.capacity() > KEPT_PIECES {
+                    pieces.shrink_to(KEPT_PIECES);
+                }
+            }
             self.free.push(token);
         }
     }

@@ -156,7 +156,7 @@ fn four_sectors_by(engine: IoEngine, read_only: bool, cache: CacheType) -> (temp
 fn features_and_configuration_space() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(0x1234 * 512 + 1).unwrap();
-    let common = 1u64 << 32 | 1 << 29 | 1 << 28 | 1 << 2;
+    let common = 1u64 << 32 | 1 << 29 | 1 << 2;
     let clearing = 1 << 13 | 1 << 14;
     for (read_only, cache, special) in [
         (false, CacheType::Unsafe, clearing),
@@ -183,6 +183,9 @@ fn features_and_configuration_space() {
     assert_eq!(block.features(), common | 1 << 5 | 1 << 12);
     assert_eq!(block.queue_max_sizes(), [256; 3]);
     assert_eq!(block.config()[34..36], [3, 0]);
+    // Indirect tables are for those that have many requests in flight.
+    let many = BlockConfig { engine: IoEngine::Async, ..config(file.path(), true, CacheType::Unsafe) };
+    assert_eq!(Block::new(many).unwrap().features(), common | 1 << 5 | 1 << 28);
 }
 
 #[test]

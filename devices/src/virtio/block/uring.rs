@@ -114,12 +114,18 @@ impl Uring {
     ) -> Option<io::Result<u64>> {
         let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
         let entry = match (step, disk.fallocate_mode(step)) {
-            (&Step::Read { offset, pieces }, _) => {
-                opcode::Readv::new(FILE, pieces.as_ptr(), count(pieces.len())).offset(offset).build()
-            }
-            (&Step::Write { offset, pieces }, _) => {
-                opcode::Writev::new(FILE, pieces.as_ptr(), count(pieces.len())).offset(offset).build()
-            }
+            (&Step::Read { offset, pieces }, _) => match pieces.as_slice() {
+                [piece] => opcode::Read::new(FILE, piece.iov_base.cast(), count(piece.iov_len))
+                    .offset(offset)
+                    .build(),
+                list => opcode::Readv::new(FILE, list.as_ptr(), count(list.len())).offset(offset).build(),
+            },
+            (&Step::Write { offset, pieces }, _) => match pieces.as_slice() {
+                [piece] => opcode::Write::new(FILE, piece.iov_base.cast(), count(piece.iov_len))
+                    .offset(offset)
+                    .build(),
+                list => opcode::Writev::new(FILE, list.as_ptr(), count(list.len())).offset(offset).build(),
+            },
             (Step::Flush, _) => opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(),
             (&(Step::Discard { offset, len } | Step::Zero { offset, len, .. }), Some(mode)) => {
                 opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build()
@@ -221,6 +227,8 @@ fn check(ring: &IoUring) -> Result<(), UringError> {
     let refused = |source| UringError::Prepare { doing: "to say what it can do", source };
     ring.submitter().register_probe(&mut probe).map_err(refused)?;
     for (code, name) in [
+        (opcode::Read::CODE, "read"),
+        (opcode::Write::CODE, "write"),
         (opcode::Readv::CODE, "readv"),
         (opcode::Writev::CODE, "writev"),
         (opcode::Fsync::CODE, "fsync"),

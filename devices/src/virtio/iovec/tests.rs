@@ -1,7 +1,6 @@
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
-use virtio_queue::{Queue, QueueOwnedT};
 use vm_memory::Bytes;
 
 use super::*;
@@ -23,11 +22,7 @@ fn fill<'m>(
         let descriptor = RawDescriptor::from(Descriptor::new(address, len, flags, next));
         mock.desc_table().store(index, descriptor).unwrap();
     }
-    mock.avail().ring().ref_at(0).unwrap().store(0);
-    mock.avail().idx().store(1);
-    let mut queue: Queue = mock.create_queue().unwrap();
-    let chain = queue.iter(memory).unwrap().next().unwrap();
-    iovecs.fill(chain, memory)
+    iovecs.fill(Chain::new(memory, mock.desc_table_addr().0, 16, 0), memory)
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use virtio_queue::desc::split::Descriptor;
+use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
