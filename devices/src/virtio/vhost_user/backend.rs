@@ -151,10 +151,21 @@ impl Backend {
 
     /// Takes `queue` into use, or out of it. Without protocol features a ring is always in use.
     pub(super) fn set_enabled(&mut self, queue: &Virtqueue, enabled: bool) -> Result<(), TalkError> {
-        match self.features & PROTOCOL {
-            0 => Ok(()),
-            _ => self.wire.tell(Request::SET_VRING_ENABLE, &state(queue, enabled.into()), &[]),
+        if self.features & PROTOCOL == 0 {
+            return Ok(());
         }
+        let request = Request::SET_VRING_ENABLE;
+        self.wire.tell(request, &state(queue, enabled.into()), &[])?;
+        if !enabled {
+            return Ok(());
+        }
+        if self.protocol & REPLY_ACK == 0 {
+            // It has done what came before when it answers this.
+            self.wire.ask_number(Request::GET_FEATURES)?;
+        }
+        // The driver may have kicked since the back-end has had the kick, and kicks once. Some (the crate
+        // vhost-user-backend, and so virtiofsd) read a kick of a ring that is not in use and forget it.
+        queue.kick_again().map_err(|error| TalkError { request, reason: io::Error::other(error) })
     }
 
     /// Has the back-end keep what it has taken where we find it when it is gone.

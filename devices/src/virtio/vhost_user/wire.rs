@@ -48,8 +48,8 @@ const NEED_REPLY: u32 = 1 << 3;
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", .request.0)]
 pub(super) struct TalkError {
-    request: Request,
-    reason: io::Error,
+    pub(super) request: Request,
+    pub(super) reason: io::Error,
 }
 
 /// A connection to a back-end.

@@ -54,6 +54,10 @@ fn pairs_are_in_use_as_the_driver_says() {
     let mut bench = Bench::new(connect(&peer, 2));
     let enabled = |peer: &Peer| peer.asked().iter().filter(|request| **request == SET_VRING_ENABLE).count();
     assert_eq!(enabled(&peer), 2, "the first pair");
+    // What the driver made available before its server was ready is not forgotten.
+    let kicked =
+        |bench: &Bench<_>| (0..4).filter(|queue| bench.kicks[*queue].read().is_ok()).collect::<Vec<_>>();
+    assert_eq!(kicked(&bench), [0, 1]);
     for (pairs, told, answer) in [(2_u16, 2, 0), (2, 0, 0), (3, 0, 1), (0, 0, 1), (1, 2, 0)] {
         let [low, high] = pairs.to_le_bytes();
         bench.memory.write_slice(&[4, 0, low, high], GuestAddress(0x8000)).unwrap();
@@ -66,6 +70,7 @@ fn pairs_are_in_use_as_the_driver_says() {
         let mut status = [0];
         bench.memory.read_slice(&mut status, GuestAddress(0x8100)).unwrap();
         assert_eq!((enabled(&peer), status), (told, [answer]), "{pairs} pairs");
+        assert_eq!(kicked(&bench), if pairs == 2 && told > 0 { vec![2, 3] } else { vec![] }, "{pairs} pairs");
     }
 }
 
