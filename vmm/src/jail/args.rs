@@ -67,6 +67,11 @@ pub struct JailArgs {
     #[arg(long, value_name = "VERSION", value_parser = cgroup_version)]
     pub cgroup_version: Option<CgroupVersion>,
 
+    /// Absolute path of a folder on the host that the microVM may share with its guest (`shared_dir` of the section `fs`), by
+    /// a virtiofsd outside of the jail; may be repeated
+    #[arg(long = "share", value_name = "DIR", value_parser = absolute)]
+    pub shares: Vec<PathBuf>,
+
     /// Relative path of the cgroup in which one by the name ID is made for the microVM; the executable's name by default,
     /// if there is a --cgroup
     #[arg(long, value_name = "PATH", value_parser = relative)]
@@ -121,6 +126,13 @@ fn cgroup_version(text: &str) -> Result<CgroupVersion, &'static str> {
     }
 }
 
+fn absolute(text: &str) -> Result<PathBuf, &'static str> {
+    match text.starts_with('/') {
+        true => Ok(text.into()),
+        false => Err("give an absolute path"),
+    }
+}
+
 fn relative(text: &str) -> Result<String, &'static str> {
     let plain = |part: &str| !["", ".", ".."].contains(&part);
     if text.split('/').all(plain) {
@@ -168,12 +180,16 @@ mod tests {
             "2",
             "--parent-cgroup",
             "a/b",
+            "--share",
+            "/data/a",
+            "--share=/data/b",
             "--new-pid-ns",
         ];
         let args = read(&[&LEAST[..], &words].concat()).unwrap().unwrap();
         assert_eq!(args.cgroups[0], ("io.max".to_owned(), "8:0 rbps=1".to_owned()));
         assert_eq!(args.limits, [Limit::FileSize(1), Limit::Descriptors(2)]);
         assert_eq!(args.cgroup_version, Some(CgroupVersion::V2));
+        assert_eq!(args.shares, [PathBuf::from("/data/a"), "/data/b".into()]);
         assert!(version::line().ends_with(version::JAILER), "it is the same version");
         assert!(read(&["--version"]).unwrap().is_none());
         assert!(read(&["--help"]).unwrap().is_none());
@@ -187,6 +203,7 @@ mod tests {
             (&["--resource-limit", "fsize=x"], "fsize=BYTES"),
             (&["--resource-limit", "cpu=1"], "fsize=BYTES"),
             (&["--cgroup-version", "3"], "1 or 2"),
+            (&["--share", "data"], "absolute path"),
             (&["--parent-cgroup", "/a"], "relative path"),
             (&["--parent-cgroup", "a/../b"], "relative path"),
             (&["--node", "0"], "--node"),

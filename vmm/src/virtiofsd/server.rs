@@ -1,13 +1,9 @@
-//! `virtiofsd`, the server of a folder, as a process of ours.
-//!
-//! It is started by the main thread, before that has its seccomp filter, and so it is born in the overhead group and
-//! without a filter. It has nothing of ours but a socket, and
-//! ends with us, however we end.
+//! The process, and the program.
 
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,50 +11,14 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::tempdir::TempDir;
 
+use super::VirtiofsdError;
 use crate::descriptors::inheritable;
-use crate::lookup;
 
 /// Where distributions have it, if not in the PATH.
-const ELSEWHERE: [&str; 2] = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"];
+pub(super) const ELSEWHERE: [&str; 2] = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"];
 
 /// How long it may take to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Why a folder is not served.
-#[derive(Debug, thiserror::Error)]
-pub enum VirtiofsdError {
-    /// The folder cannot be used.
-    #[error("shared_dir {}: give a folder that exists", .path.display())]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// What the host said.
-        source: io::Error,
-    },
-    /// There is no program.
-    #[error(
-        "there is no virtiofsd in the PATH or at {}: install it, or start it yourself and name its socket{}",
-        ELSEWHERE.join(" or "),
-        lookup::place()
-    )]
-    Missing,
-    /// There is no socket for it.
-    #[error("cannot make a socket for virtiofsd in {}: let it be writable", .path.display())]
-    Socket {
-        /// The folder for temporary files.
-        path: PathBuf,
-        /// What the host said.
-        source: io::Error,
-    },
-    /// It cannot be started.
-    #[error("cannot start {}", .path.display())]
-    Spawn {
-        /// The program.
-        path: PathBuf,
-        /// What the host said.
-        source: io::Error,
-    },
-}
 
 /// A running server. When it is dropped the server has ended.
 #[derive(Debug)]
@@ -66,41 +26,24 @@ pub struct Virtiofsd {
     child: Child,
 }
 
-/// A socket that a server is about to accept one connection on, in a folder that nobody else can look into. When it is
-/// dropped, both are gone; the connection is not.
-#[derive(Debug)]
-pub struct Door {
-    _folder: TempDir,
-    socket: PathBuf,
-}
-
-impl Door {
-    /// Where to connect.
-    pub fn path(&self) -> &Path {
-        &self.socket
-    }
-}
-
 impl Virtiofsd {
-    /// Starts a server of `folder`, and returns it with the door to it.
-    pub fn start(folder: &Path) -> Result<(Self, Door), VirtiofsdError> {
-        let wrong = |source| VirtiofsdError::Folder { path: folder.to_owned(), source };
-        if !fs::metadata(folder).map_err(wrong)?.is_dir() {
-            return Err(wrong(io::ErrorKind::NotADirectory.into()));
-        }
-        let program = find().ok_or(VirtiofsdError::Missing)?;
+    /// Starts `program` as the server of `folder`, and returns it with a connection to it. It is born in the caller's
+    /// group, and ends with the calling thread.
+    pub fn start(program: &Path, folder: &Path) -> Result<(Self, UnixStream), VirtiofsdError> {
+        check_folder(folder)?;
         let base = std::env::temp_dir();
-        let (door, listener) =
-            open_door(&base).map_err(|source| VirtiofsdError::Socket { path: base, source })?;
+        let (stream, listener) =
+            connect(&base).map_err(|source| VirtiofsdError::Socket { path: base, source })?;
         let fd = listener.as_raw_fd();
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         command.arg(format!("--fd={fd}")).arg("--shared-dir").arg(folder).arg("--sandbox=namespace");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // SAFETY: between fork and exec only system calls are made, which use no memory of the parent's.
         unsafe { command.pre_exec(move || prepare(fd)) };
-        let child = command.spawn().map_err(|source| VirtiofsdError::Spawn { path: program, source })?;
+        let child =
+            command.spawn().map_err(|source| VirtiofsdError::Spawn { path: program.to_owned(), source })?;
         log::info!("virtiofsd {} serves {}", child.id(), folder.display());
-        Ok((Self { child }, door))
+        Ok((Self { child }, stream))
     }
 }
 
@@ -139,41 +82,55 @@ fn prepare(fd: i32) -> io::Result<()> {
 }
 
 /// The program.
-fn find() -> Option<PathBuf> {
+pub(super) fn find() -> Result<PathBuf, VirtiofsdError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .map(|folder| folder.join("virtiofsd"))
         .chain(ELSEWHERE.map(PathBuf::from))
         .find(|program| program.is_file())
+        .and_then(|program| std::path::absolute(program).ok())
+        .ok_or(VirtiofsdError::Missing)
 }
 
-fn open_door(base: &Path) -> io::Result<(Door, UnixListener)> {
+/// Whether there is such a folder.
+pub(super) fn check_folder(folder: &Path) -> Result<(), VirtiofsdError> {
+    let wrong = |source| VirtiofsdError::Folder { path: folder.to_owned(), source };
+    match fs::metadata(folder).map_err(wrong)?.is_dir() {
+        true => Ok(()),
+        false => Err(wrong(io::ErrorKind::NotADirectory.into())),
+    }
+}
+
+/// A listening socket that has no place any more, and the connection to it that waits to be accepted. For a moment it is
+/// in `base`, in a folder that nobody else can look into.
+fn connect(base: &Path) -> io::Result<(UnixStream, UnixListener)> {
     let folder = TempDir::new_with_prefix(base.join("pinfold-fs-"))?;
     let socket = folder.as_path().join("socket");
     let listener = UnixListener::bind(&socket)?;
-    Ok((Door { _folder: folder, socket }, listener))
+    Ok((UnixStream::connect(&socket)?, listener))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixStream;
+    use std::io::{Read, Write};
 
     #[test]
-    fn a_door_can_be_gone_through_once_it_is_open_and_leaves_nothing() {
+    fn a_connection_waits_to_be_accepted_and_leaves_nothing() {
         let base = tempfile::tempdir().unwrap();
-        let (door, listener) = open_door(base.path()).unwrap();
-        let _connection = UnixStream::connect(door.path()).unwrap();
-        listener.accept().unwrap();
-        drop(door);
+        let (mut stream, listener) = connect(base.path()).unwrap();
         assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
-        assert!(open_door(&base.path().join("missing")).is_err());
+        stream.write_all(b"x").unwrap();
+        let mut said = [0];
+        listener.accept().unwrap().0.read_exact(&mut said).unwrap();
+        assert_eq!(said, *b"x");
+        assert!(connect(&base.path().join("missing")).is_err());
     }
 
     #[test]
     fn what_is_no_folder_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = Virtiofsd::start(file.path()).unwrap_err();
+        let error = Virtiofsd::start("/bin/true".as_ref(), file.path()).unwrap_err();
         assert!(error.to_string().contains(file.path().to_str().unwrap()), "{error}");
     }
 }
