@@ -68,9 +68,9 @@ impl Place {
         let servers = virtiofsds()?;
         for pid in &servers {
             in_group(*pid, &overhead)?;
-            check!(identity(&format!("/proc/{pid}/root"))? != identity(&self.root)?, "{pid} is in the jail");
+            check!(identity(format!("/proc/{pid}/root"))? != identity(&self.root)?, "{pid} is in the jail");
         }
-        // The one that was started; the other one is in a sandbox of virtiofsd's own.
+        // The one that was started; the other one is its child, in a PID namespace of its own.
         let parents = servers.iter().map(|pid| Ok((*pid, field(*pid, "PPid")?.parse()?)));
         let parents = parents.collect::<Result<Vec<(libc::pid_t, libc::pid_t)>, Failure>>()?;
         let Some((server, starter)) = parents.iter().find(|(_, parent)| !servers.contains(parent)) else {
@@ -78,14 +78,16 @@ impl Place {
         };
         check!(read(format!("/proc/{starter}/comm").as_ref())? == "pinfold_starter\n", "{starter}");
         in_group(*starter, &overhead)?;
-        for (key, wanted) in [("Uid", "0"), ("NoNewPrivs", "0"), ("Seccomp", "0")] {
-            let found = field(*server, key)?;
-            check!(found == wanted, "{key} of {server} is {found}");
-        }
-        for file in ["root", "ns/mnt", "ns/pid", "ns/net"] {
-            let (found, own) =
-                (identity(&format!("/proc/{server}/{file}"))?, identity(&format!("/proc/self/{file}"))?);
-            check!(found == own, "{file} of {server} is not the host's");
+        // The mounts and the network of virtiofsd are those of its own sandbox: where it came from is the host.
+        for (pid, files) in [(starter, &["root", "ns/mnt", "ns/pid", "ns/net"][..]), (server, &["ns/pid"])] {
+            for (key, wanted) in [("Uid", "0"), ("NoNewPrivs", "0"), ("Seccomp", "0")] {
+                let found = field(*pid, key)?;
+                check!(found == wanted, "{key} of {pid} is {found}");
+            }
+            for file in files {
+                let (found, own) = (format!("/proc/{pid}/{file}"), format!("/proc/self/{file}"));
+                check!(identity(&found)? == identity(&own)?, "{found} is not the host's");
+            }
         }
         // With a guest there is nobody any more whom it would listen to.
         let deadline = Instant::now() + PATIENCE;

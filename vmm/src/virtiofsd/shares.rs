@@ -20,7 +20,7 @@ pub struct Shares {
 
 impl Shares {
     /// Looks the folders up, with all links in their paths. `jail` is the jail's root.
-    fn find(program: PathBuf, named: &[PathBuf], jail: &Path) -> Result<Self, VirtiofsdError> {
+    pub(super) fn find(program: PathBuf, named: &[PathBuf], jail: &Path) -> Result<Self, VirtiofsdError> {
         let real = |path: &Path| {
             fs::canonicalize(path).map_err(|source| VirtiofsdError::Folder { path: path.to_owned(), source })
         };

@@ -74,8 +74,14 @@ fn run(shares: &Shares, link: UnixStream, stopped: &PipeReader) -> io::Result<()
         if events[..count].iter().any(|event| event.data() == STOP) {
             return Ok(());
         }
-        // Closed, it is not watched any more.
-        link = link.filter(|link| serve(shares, link, &mut servers).is_some());
+        link = link.filter(|link| {
+            let last = serve(shares, link, &mut servers).is_none();
+            if last {
+                // Somebody else may still have the same end, and then closing it would not do.
+                let _ = epoll.ctl(ControlOperation::Delete, link.as_raw_fd(), EpollEvent::default());
+            }
+            !last
+        });
     }
 }
 
@@ -93,4 +99,42 @@ fn serve(shares: &Shares, link: &UnixStream, servers: &mut Vec<(u32, Virtiofsd)>
         stream
     });
     link::answer(link, connection).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::virtiofsd::{Link, VirtiofsdError};
+
+    #[test]
+    fn only_folders_with_a_number_are_served_until_the_end() {
+        let base = tempfile::tempdir().unwrap();
+        let folders = ["jail", "here", "gone"].map(|name| base.path().join(name));
+        folders.iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
+        let [jail, here, gone] = folders;
+        let shares = Shares::find("/bin/true".into(), &[here.clone(), gone.clone()], &jail).unwrap();
+        std::fs::remove_dir(&gone).unwrap();
+        let (inside, outside) = UnixStream::pair().unwrap();
+        let link = Link::new(vec![here.clone(), gone.clone(), jail.clone()], Some(inside.into()));
+        let (stopped, stop) = io::pipe().unwrap();
+        thread::scope(|scope| {
+            let starter = scope.spawn(|| run(&shares, outside, &stopped));
+            // A second one goes in the place of the first.
+            for _ in 0..2 {
+                link.start(&here).unwrap();
+            }
+            for (folder, words) in [(&gone, gone.to_str().unwrap()), (&jail, "no folder 2")] {
+                match link.start(folder) {
+                    Err(VirtiofsdError::Outside(text)) => assert!(text.contains(words), "{text}"),
+                    other => panic!("{other:?}"),
+                }
+            }
+            // It stays without anybody who asks.
+            link.hang_up();
+            drop(stop);
+            starter.join().unwrap().unwrap();
+        });
+    }
 }
