@@ -13,7 +13,7 @@ use crate::version;
 /// Runs a microVM in a jail: a root, a user and namespaces of its own, without any capability.
 ///
 /// What follows `--` is the microVM's command line. Paths in it, and in the files that it names, are those in the jail,
-/// whose root is BASE/NAME/ID/root, where NAME is that of the executable.
+/// whose root is BASE/NAME/ID/root, where NAME is that of the executable. Only folders to share are those of the host.
 #[derive(Debug, Parser)]
 #[command(
     name = "jailer",

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -72,8 +73,17 @@ impl Drop for Virtiofsd {
     }
 }
 
-/// In the child: it ends with its parent, and keeps `fd` alone of what is open.
+/// In the child: it ends with its parent, takes signals that the parent blocks, and keeps `fd` alone of what is open.
 fn prepare(fd: i32) -> io::Result<()> {
+    let mut none = MaybeUninit::uninit();
+    // SAFETY: sigemptyset fills the set, which sigprocmask only reads; both may be called between fork and exec.
+    let unblocked = unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+    };
+    if unblocked < 0 {
+        return Err(io::Error::last_os_error());
+    }
     // SAFETY: no memory is involved.
     if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } < 0 {
         return Err(io::Error::last_os_error());
