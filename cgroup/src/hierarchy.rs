@@ -58,6 +58,8 @@ pub(crate) struct Hierarchy {
     point: PathBuf,
     /// Where this process is; `None` when that group is deleted or outside our cgroup namespace.
     pub(crate) own: Option<CgroupPath>,
+    /// In which namespaces that is so, see [`sight::elsewhere`].
+    seen: String,
 }
 
 impl Hierarchy {
@@ -98,7 +100,12 @@ impl Hierarchy {
 
     /// Where it is mounted and what of it is shown, for messages.
     pub(crate) fn shown(&self) -> String {
-        format!("{} shows {} of {}{}", self.point.display(), self.root, self.label(), sight::elsewhere())
+        format!("{} shows {} of {}{}", self.point.display(), self.root, self.label(), self.seen)
+    }
+
+    /// Whether a path leads into it.
+    pub(crate) fn holds(&self, path: &Path) -> bool {
+        path.starts_with(&self.point)
     }
 }
 
@@ -109,6 +116,8 @@ pub struct Hierarchies {
     v2: Option<Hierarchy>,
     /// Mounts of groups that are all outside our cgroup namespace, and so have no names here.
     out_of_sight: Vec<PathBuf>,
+    /// In which namespaces all this is so, see [`sight::elsewhere`].
+    seen: String,
 }
 
 impl Hierarchies {
@@ -121,17 +130,21 @@ impl Hierarchies {
         let mounts = read("/proc/self/mountinfo")?;
         // Paths below a cgroup root that are not UTF-8 are nobody's: they become text that matches nothing.
         let own = String::from_utf8_lossy(&read("/proc/self/cgroup")?).into_owned();
-        Ok(Self::parse(&String::from_utf8_lossy(&mounts), &own))
+        Ok(Self::parse_in(&String::from_utf8_lossy(&mounts), &own, sight::elsewhere()))
     }
 
     /// From the texts of `/proc/self/mountinfo` and `/proc/self/cgroup` (proc_pid_mountinfo(5), cgroups(7)).
     /// Lines that do not follow the format are passed over.
     #[must_use]
     pub fn parse(mountinfo: &str, own: &str) -> Self {
+        Self::parse_in(mountinfo, own, String::new())
+    }
+
+    fn parse_in(mountinfo: &str, own: &str, seen: String) -> Self {
         let mounts = visible(mountinfo.lines().filter_map(Mount::parse).collect());
         let outside = |mount: &&Mount| mount.root.starts_with("/..");
         let out_of_sight = mounts.iter().filter(outside).map(|mount| mount.point.clone()).collect();
-        let mut all = Self { out_of_sight, ..Self::default() };
+        let mut all = Self { out_of_sight, seen, ..Self::default() };
         for line in own.lines() {
             let mut fields = line.splitn(3, ':');
             let (Some(id), Some(key), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
@@ -146,7 +159,8 @@ impl Hierarchies {
                 .filter_map(|mount| Some((mount, mount.root.parse::<CgroupPath>().ok()?)))
                 .min_by_key(|(mount, root)| (mount.read_only, root.components().count()));
             let Some((mount, root)) = best else { continue };
-            let hierarchy = Hierarchy { key: key.to_owned(), root, point: mount.point.clone(), own };
+            let (point, seen) = (mount.point.clone(), all.seen.clone());
+            let hierarchy = Hierarchy { key: key.to_owned(), root, point, own, seen };
             if v2 { all.v2 = Some(hierarchy) } else { all.v1.push(hierarchy) }
         }
         all
@@ -167,7 +181,7 @@ impl Hierarchies {
             });
             HierarchyError::NotMounted {
                 version,
-                seen: format!("{}{}", sight::elsewhere(), outside.collect::<String>()),
+                seen: format!("{}{}", self.seen, outside.collect::<String>()),
             }
         };
         let v1_has_controllers = self.v1.iter().any(|h| h.has("cpu") || h.has("memory"));

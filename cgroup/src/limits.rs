@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::file::{FileError, Files};
-use crate::layout::Layout;
+use crate::layout::{Layout, Located};
 use crate::path::CgroupPath;
 use crate::plan::{Plan, PlanError, never_applied, overhead_cpus};
 use crate::reach::Reach;
@@ -255,6 +255,7 @@ impl Limits {
 
     /// Writes what is wanted, or nothing.
     fn write(&self, files: &dyn Files, wanted: &Wanted, shrink: Shrink) -> Result<Outcome, Failure> {
+        let files = &Located { files, layout: &self.layout };
         let mut outcome = Outcome::default();
         let mut writes = Vec::new();
         for setting in self.settings(wanted) {

@@ -11,7 +11,7 @@ const NAMESPACES: [(&str, &str); 2] = [("mnt", "mount"), ("cgroup", "cgroup")];
 const FIRST_CGROUP_NAMESPACE: &str = "cgroup:[4026531835]";
 
 /// What is to be known beside a path: nothing where the namespaces are those of process 1, else a clause that starts
-/// with a comma.
+/// with a comma. To be asked once, together with the mounts: later, the process may be elsewhere, or not be allowed to ask.
 pub(crate) fn elsewhere() -> String {
     elsewhere_in(Path::new("/proc"))
 }

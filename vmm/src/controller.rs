@@ -18,7 +18,7 @@ use crate::files::{self, Kind};
 use crate::machine::{Machine, MachineError, Options};
 use crate::metrics::{self, METRICS};
 use crate::placement::Placement;
-use crate::{observability, threads, version};
+use crate::{observability, threads, version, virtiofsd};
 
 /// The declared microVM, and the running one when it was started.
 pub struct Controller<'a> {
@@ -166,6 +166,7 @@ impl<'a> Controller<'a> {
             Action::PutDrive(drive) => {
                 can_open("drives.path_on_host", Kind::Disk, drive.path_on_host.as_deref())
             }
+            Action::PutFs(fs) => fs.shared_dir.as_deref().map_or(Ok(()), virtiofsd::check).map_err(fault),
             _ => Ok(()),
         }
     }

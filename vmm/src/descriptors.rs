@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::memfd;
 
 /// Changes whenever the meaning of the state does.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// What every executable of this version holds that can take over what [`pack`] writes.
 pub const MARK: &str =
-    concat!("pinfold ", env!("CARGO_PKG_VERSION"), " takes over what it is handed, in form 2");
+    concat!("pinfold ", env!("CARGO_PKG_VERSION"), " takes over what it is handed, in form 3");
 
 /// Nothing may change the state on its way.
 const SEALS: i32 = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;

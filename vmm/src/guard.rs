@@ -4,6 +4,7 @@
 use std::io::{self, PipeWriter, Read, Write};
 
 use crate::exit::chain;
+use crate::fork::{Side, fork};
 use crate::reaper::PATIENCE;
 
 /// A child that removes the groups if this process ends before the guard is dropped. It stays where we were started.
@@ -16,10 +17,8 @@ impl Guard {
     /// Starts it. The calling thread is the only one of the process.
     pub fn start(cleaner: cgroup::Cleaner) -> io::Result<Self> {
         let (mut link, ours) = io::pipe()?;
-        // SAFETY: with no other thread in the process the child may do all that a process may.
-        match unsafe { libc::fork() } {
-            -1 => Err(io::Error::last_os_error()),
-            0 => {
+        match fork(false)? {
+            Side::Child => {
                 drop(ours);
                 // SAFETY: setsid takes nothing. Whoever kills our process group means us, and not what comes after.
                 unsafe { libc::setsid() };
@@ -32,7 +31,7 @@ impl Guard {
                 // SAFETY: it ends the child without what the parent has to do at its own end.
                 unsafe { libc::_exit(0) }
             }
-            pid => Ok(Self { link: ours, pid }),
+            Side::Parent(pid) => Ok(Self { link: ours, pid }),
         }
     }
 }

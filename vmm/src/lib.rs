@@ -21,6 +21,7 @@ mod exit;
 mod exit_report;
 mod files;
 mod footprint;
+mod fork;
 mod guard;
 mod io_thread;
 mod irq;

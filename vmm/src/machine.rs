@@ -33,6 +33,7 @@ use crate::memory::{self, MemoryError, Sharing};
 use crate::placement::Placement;
 use crate::seccomp::{Filters, Role, SeccompError};
 use crate::vcpu::{Enter, Outside, VcpuError, Vcpus};
+use crate::virtiofsd;
 use crate::vm::{Vm, VmError};
 
 /// Why a microVM could not be built or started. Each text names the field or the file.
@@ -200,6 +201,7 @@ impl Machine {
         }
         let input = Input::open().map_err(io("standard input"))?;
         let terminal = RawTerminal::enter().map_err(io("the terminal"))?;
+        virtiofsd::settle();
         // The last thing before there is a guest. If that does not run, nothing else that was built can be used either.
         options.filters.install(Role::Main)?;
         vcpus.run()?;

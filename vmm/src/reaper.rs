@@ -23,12 +23,14 @@ use crate::descriptors::{self, Descriptors, HandoverError};
 use crate::exit::{Code, chain};
 use crate::exit_report::{Ending, Pending};
 use crate::seccomp::{Filters, Role, SeccompError};
+use crate::virtiofsd::{Shares, Starter};
 
 /// Names of the descriptors that a reaper is given, beside those of its [`cgroup::Cleaner`].
 const LINK: &str = "reaper.link";
 const PIDFD: &str = "reaper.pidfd";
 const TERMINAL: &str = "reaper.terminal";
 const REPORT: &str = "reaper.report";
+const STARTER: &str = "reaper.starter";
 
 /// How long a group that was just left may still be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
@@ -73,6 +75,8 @@ struct State {
     /// The API's, relative to where we were started.
     socket: Option<OsString>,
     filters: Filters,
+    /// What is started from outside of a jail.
+    shares: Option<Shares>,
 }
 
 /// Our end of the link to the reaper, which is our child.
@@ -146,12 +150,14 @@ pub struct Watch<'a> {
     pub socket: Option<&'a Path>,
     /// Whether it keeps no standard stream of ours.
     pub quiet: bool,
+    /// What may be started from outside of a jail, and that end of the link to who asks for it.
+    pub servers: Option<(&'a Shares, BorrowedFd<'a>)>,
 }
 
 impl<'a> Watch<'a> {
     /// Over this process.
     pub fn ourselves(id: &'a str, filters: &'a Filters) -> Self {
-        Self { id, pid: std::process::id().cast_signed(), filters, socket: None, quiet: false }
+        Self { id, pid: std::process::id().cast_signed(), filters, socket: None, quiet: false, servers: None }
     }
 }
 
@@ -170,10 +176,12 @@ pub fn start(
         given.insert(REPORT.to_owned(), file);
         account
     });
-    let Watch { id, pid, filters, socket, quiet } = watch;
+    let Watch { id, pid, filters, socket, quiet, servers } = watch;
     let socket = socket.map(|path| path.as_os_str().to_owned());
-    let state = State { id: id.to_owned(), pid, cleaner, account, socket, filters: filters.clone() };
-    spawn(image, &state, &mut given, ends, quiet).inspect_err(|_| {
+    let (shares, link) = servers.unzip();
+    let (shares, filters) = (shares.cloned(), filters.clone());
+    let state = State { id: id.to_owned(), pid, cleaner, account, socket, filters, shares };
+    spawn(image, &state, &mut given, ends, link, quiet).inspect_err(|_| {
         let removed = cgroup::Cleaner::from_parts(state.cleaner, given.into_iter().collect())
             .and_then(|cleaner| cleaner.leave_and_remove(PATIENCE));
         if let Err(error) = removed {
@@ -182,17 +190,21 @@ pub fn start(
     })
 }
 
-/// Starts the process with `state` and the descriptors `given`, to which those of the link are added.
+/// Starts the process with `state` and the descriptors `given`, to which those of the links are added.
 fn spawn(
     image: BorrowedFd<'_>,
     state: &State,
     given: &mut Descriptors,
     ends: Ends,
+    starter: Option<BorrowedFd<'_>>,
     quiet: bool,
 ) -> Result<Link, ReaperError> {
     let failed = |doing| move |source| ReaperError::Start { doing, source };
     let Ends { mut ours, theirs } = ends;
     given.insert(LINK.to_owned(), theirs.into());
+    if let Some(link) = starter {
+        given.insert(STARTER.to_owned(), link.try_clone_to_owned().map_err(failed("dup"))?);
+    }
     given.insert(PIDFD.to_owned(), pidfd_open(state.pid).map_err(failed("pidfd_open"))?);
     if console::terminal_settings(io::stdin().as_fd()).is_some() {
         let terminal = io::stdin().as_fd().try_clone_to_owned().map_err(failed("dup"))?;
@@ -226,6 +238,13 @@ fn spawn(
 pub fn run(fd: RawFd) -> Result<(), ReaperError> {
     let (state, mut given) = descriptors::unpack::<State>(fd)?;
     crate::logger::init(&state.id, log::LevelFilter::Warn);
+    // While nothing is forbidden to this process.
+    let mut starter = None;
+    if let (Some(link), Some(shares)) = (given.remove(STARTER), &state.shares) {
+        let started = Starter::start(shares, link, given);
+        let (process, rest) = started.map_err(|source| ReaperError::Start { doing: "fork", source })?;
+        (starter, given) = (Some(process), rest);
+    }
     // SAFETY: the name is a NUL-terminated string.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"pinfold_reaper".as_ptr()) };
     // Without it the kernel may choose us before the process that we are to survive. Needs a privilege.
@@ -265,6 +284,9 @@ pub fn run(fd: RawFd) -> Result<(), ReaperError> {
         }
         ending
     };
+    if let Some(starter) = starter {
+        starter.stop();
+    }
     if let Some(report) = report {
         report.write(&state.id, state.pid, ending);
     }

@@ -403,6 +403,21 @@ fn what_is_missing_is_said_and_a_group_that_is_gone_is_an_error() {
 }
 
 #[test]
+fn a_refusal_says_where_the_file_was_looked_up() {
+    for (v2, shown) in [(true, "(/cg shows / of v2)"), (false, "(/cg/cpu shows / of v1 cpu)")] {
+        for (errno, said) in
+            [(libc::ENOENT, true), (libc::EACCES, true), (libc::EROFS, true), (libc::EBUSY, false)]
+        {
+            let (fake, mut limits) = (fake(v2), unlimited(v2));
+            fake.failing.set(Some((0, errno, false)));
+            let error = limits.change_in(&fake, &of_record(), None).unwrap_err();
+            let ChangeError::Refused(error) = error else { panic!("{error:?}") };
+            assert_eq!(error.to_string().contains(shown), said, "{error}");
+        }
+    }
+}
+
+#[test]
 fn files_that_were_opened_before_are_enough() {
     let dir = crate::stats::tests::fake(&[
         ("p/box/memory.max", "max\n"),

@@ -2,7 +2,7 @@
 
 use crate::case::{Case, CgroupVersion, Ctx, Failure, Kernel, Needs};
 use crate::check;
-use crate::lab::{Machine, PATIENCE, Pod, Running};
+use crate::lab::{Group, Machine, PATIENCE, Pod, Running};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -32,8 +32,7 @@ fn shared_folder(ctx: &Ctx) -> Result<(), Failure> {
     check!(!servers.is_empty(), "no virtiofsd runs");
     let overhead = pod.child("kata-sandbox/kata-sandbox-overhead");
     for pid in &servers {
-        let found = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        check!(found.trim_end() == format!("0::{}", overhead.path()), "virtiofsd {pid} is in {found}");
+        in_group(*pid, &overhead)?;
     }
 
     // Without its server the file system answers with errors, and the guest goes on.
@@ -74,8 +73,15 @@ fn launch(ctx: &Ctx, pod: &Pod, folder: &Path) -> Result<Running, Failure> {
     Ok(vm)
 }
 
+/// Checks that a process is in this group of v2.
+pub(super) fn in_group(pid: libc::pid_t, group: &Group) -> Result<(), Failure> {
+    let found = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    check!(found.trim_end() == format!("0::{}", group.path()), "{pid} is in {found}");
+    Ok(())
+}
+
 /// The processes of that name.
-fn virtiofsds() -> Result<Vec<libc::pid_t>, Failure> {
+pub(super) fn virtiofsds() -> Result<Vec<libc::pid_t>, Failure> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;

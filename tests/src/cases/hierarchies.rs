@@ -114,13 +114,31 @@ fn mounted_elsewhere(ctx: &Ctx) -> Result<(), Failure> {
         format!(r#"mount -t cgroup2 none {} && umount -l /sys/fs/cgroup && exec "$0" "$@""#, point.display());
     let wrapper = ["unshare", "--mount", "sh", "-c", &script];
     let caller = Group::create("/system.slice/containerd.service")?;
-    let (vm, _) = start(ctx, &wrapper, json!({ "parent": pod.path() }), &caller)?;
+    let (vm, api) = start(ctx, &wrapper, json!({ "parent": pod.path() }), &caller)?;
     in_place(&scan(vm.pid())?, UNIFIED, &pod)?;
+    let seen = format!("{} shows / of v2, as seen in the mount namespace", point.display());
+    // When something is mounted over it while it runs, too.
+    let container = json!({ "id": "c", "resources": { "cpu": { "quota": 50_000 } } });
+    inside(vm.pid(), &["mount", "-t", "tmpfs", "none"], &point)?;
+    let fault = api.request("PUT", "/cgroup/containers/c", &container.to_string())?.fault()?;
+    for words in [seen.as_str(), "(looked up in the root / of the mount namespace mnt:["] {
+        check!(fault.contains(words), "not said: {words} in {fault}");
+    }
+    inside(vm.pid(), &["umount"], &point)?;
+    api.put("/cgroup/containers/c", &container)?;
     end(vm)?;
     pod.expect_empty("another mount")?;
     let errors = refused(ctx, &wrapper, json!({ "parent": "/nowhere" }), &caller)?;
-    let seen = format!("{} shows / of v2, as seen in the mount namespace", point.display());
     check!(errors.contains(&seen), "not said: {seen}");
+    Ok(())
+}
+
+/// Does this to `path` in the mount namespace of a process.
+fn inside(pid: u32, words: &[&str], path: &Path) -> Result<(), Failure> {
+    let mut command = Command::new("nsenter");
+    command.args(["--mount", "--target", &pid.to_string()]).args(words).arg(path);
+    let output = command.output()?;
+    check!(output.status.success(), "{command:?}: {output:?}");
     Ok(())
 }
 

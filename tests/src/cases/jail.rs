@@ -366,5 +366,5 @@ fn refused(ctx: &Ctx, place: &Place) -> Result<(), Failure> {
         .declaration();
     fs::write(place.root.join("fs.json"), config.to_string())?;
     let mut command = place.jailer(ctx, &["--", "--no-api", "--config-file", "fs.json"]);
-    said(&mut command, 152, &["virtiofsd", "looked up in the root", "pinfold/vm1/root"])
+    said(&mut command, 152, &["shared_dir /run", "--share /run"])
 }

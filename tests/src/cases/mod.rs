@@ -10,6 +10,7 @@ mod exit_report;
 mod faults;
 mod fctools;
 mod fs;
+mod fs_jail;
 mod hierarchies;
 mod host_selfcheck;
 mod jail;
@@ -47,6 +48,7 @@ pub fn all() -> Vec<&'static Case> {
         api::CASES,
         fctools::CASES,
         fs::CASES,
+        fs_jail::CASES,
         vhost_user::CASES,
         kata::CASES,
         readme::CASES,

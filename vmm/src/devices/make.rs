@@ -20,12 +20,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{DeviceError, Name};
 use crate::console::Output;
 use crate::sink;
-use crate::virtiofsd::Virtiofsd;
+use crate::virtiofsd::{self, Virtiofsd};
 
 /// A device that has no place yet.
 type Made = (Name, Box<dyn VirtioDevice>);
 
-/// The virtio devices that `config` declares, in the order in which the guest finds them. Processes that are started
+/// The virtio devices that `config` declares, in the order in which the guest finds them. Children of ours that are started
 /// for them are put into `servers`.
 pub fn all(
     config: &MicrovmConfig,
@@ -140,11 +140,11 @@ fn fs(fs: &resources::Fs, servers: &mut Vec<Virtiofsd>) -> Result<Fs, DeviceErro
     let tag = fs.tag.to_string();
     let connected = match (&fs.socket, &fs.shared_dir) {
         (None, Some(folder)) => {
-            let started = Virtiofsd::start(folder);
-            let (server, door) =
-                started.map_err(|source| DeviceError::Server { tag: tag.clone(), source })?;
-            servers.push(server);
-            Fs::connect(&tag, door.path().to_owned())
+            let served = virtiofsd::serve(folder);
+            let (server, stream) =
+                served.map_err(|source| DeviceError::Server { tag: tag.clone(), source })?;
+            servers.extend(server);
+            Fs::over(&tag, stream, folder.clone())
         }
         (socket, _) => Fs::connect(&tag, socket.clone().unwrap_or_default()),
     };

@@ -183,7 +183,7 @@ pub struct Devices {
     pci: Option<Pci>,
     slots: Vec<(Name, Arc<Slot>)>,
     virtio_mmio: Vec<MmioDevice>,
-    /// Servers of ours; they end with the devices.
+    /// Servers that are children of ours; they end with the devices.
     servers: Vec<Virtiofsd>,
 }
 

@@ -13,7 +13,7 @@ use crate::version;
 /// Runs a microVM in a jail: a root, a user and namespaces of its own, without any capability.
 ///
 /// What follows `--` is the microVM's command line. Paths in it, and in the files that it names, are those in the jail,
-/// whose root is BASE/NAME/ID/root, where NAME is that of the executable.
+/// whose root is BASE/NAME/ID/root, where NAME is that of the executable. Only folders to share are those of the host.
 #[derive(Debug, Parser)]
 #[command(
     name = "jailer",
@@ -66,6 +66,11 @@ pub struct JailArgs {
     /// Which cgroups to use: 1 or 2; by default what the section "cgroup" says
     #[arg(long, value_name = "VERSION", value_parser = cgroup_version)]
     pub cgroup_version: Option<CgroupVersion>,
+
+    /// Absolute path of a folder on the host that the microVM may share with its guest (`shared_dir` of the section `fs`), by
+    /// a virtiofsd outside of the jail; may be repeated
+    #[arg(long = "share", value_name = "DIR", value_parser = absolute)]
+    pub shares: Vec<PathBuf>,
 
     /// Relative path of the cgroup in which one by the name ID is made for the microVM; the executable's name by default,
     /// if there is a --cgroup
@@ -121,6 +126,13 @@ fn cgroup_version(text: &str) -> Result<CgroupVersion, &'static str> {
     }
 }
 
+fn absolute(text: &str) -> Result<PathBuf, &'static str> {
+    match text.starts_with('/') {
+        true => Ok(text.into()),
+        false => Err("give an absolute path"),
+    }
+}
+
 fn relative(text: &str) -> Result<String, &'static str> {
     let plain = |part: &str| !["", ".", ".."].contains(&part);
     if text.split('/').all(plain) {
@@ -168,12 +180,16 @@ mod tests {
             "2",
             "--parent-cgroup",
             "a/b",
+            "--share",
+            "/data/a",
+            "--share=/data/b",
             "--new-pid-ns",
         ];
         let args = read(&[&LEAST[..], &words].concat()).unwrap().unwrap();
         assert_eq!(args.cgroups[0], ("io.max".to_owned(), "8:0 rbps=1".to_owned()));
         assert_eq!(args.limits, [Limit::FileSize(1), Limit::Descriptors(2)]);
         assert_eq!(args.cgroup_version, Some(CgroupVersion::V2));
+        assert_eq!(args.shares, [PathBuf::from("/data/a"), "/data/b".into()]);
         assert!(version::line().ends_with(version::JAILER), "it is the same version");
         assert!(read(&["--version"]).unwrap().is_none());
         assert!(read(&["--help"]).unwrap().is_none());
@@ -187,6 +203,7 @@ mod tests {
             (&["--resource-limit", "fsize=x"], "fsize=BYTES"),
             (&["--resource-limit", "cpu=1"], "fsize=BYTES"),
             (&["--cgroup-version", "3"], "1 or 2"),
+            (&["--share", "data"], "absolute path"),
             (&["--parent-cgroup", "/a"], "relative path"),
             (&["--parent-cgroup", "a/../b"], "relative path"),
             (&["--node", "0"], "--node"),

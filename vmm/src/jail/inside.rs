@@ -1,6 +1,7 @@
 //! What a process in a jail knows of the host, which it does not see any more, and its last wall.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use landlock::{
@@ -12,10 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::descriptors::{Descriptors, HandoverError};
 use crate::lookup::{self, Root};
 use crate::memory;
+use crate::virtiofsd::Link;
 
 /// Names of the descriptors that travel into a jail, beside those of the placement.
 const TASKS: &str = "jail.tasks";
 const LOCK: &str = "jail.lock";
+const STARTER: &str = "jail.starter";
 
 /// The jail that this process is in.
 static JAIL: OnceLock<Jail> = OnceLock::new();
@@ -29,6 +32,8 @@ pub struct Facts {
     pub root: Root,
     /// Whether the host gives huge pages unasked.
     pub huge_pages: bool,
+    /// Folders of the host's that may be shared.
+    pub shares: Vec<PathBuf>,
 }
 
 /// A jail from inside.
@@ -36,6 +41,7 @@ pub struct Facts {
 pub struct Jail {
     facts: Facts,
     tasks: OwnedFd,
+    servers: Link,
     /// Nobody else uses the jail while it is open.
     _lock: OwnedFd,
 }
@@ -57,9 +63,10 @@ pub enum InsideError {
     Handover(#[from] HandoverError),
 }
 
-/// The descriptors of a jail by name: the threads' directory, and what locks the jail.
-pub fn named(tasks: OwnedFd, lock: OwnedFd) -> [(String, OwnedFd); 2] {
-    [(TASKS.to_owned(), tasks), (LOCK.to_owned(), lock)]
+/// The descriptors of a jail by name: the threads' directory, what locks the jail, and the link to who starts servers.
+pub fn named(tasks: OwnedFd, lock: OwnedFd, starter: Option<OwnedFd>) -> Descriptors {
+    let named = [(TASKS, Some(tasks)), (LOCK, Some(lock)), (STARTER, starter)];
+    named.into_iter().filter_map(|(name, fd)| Some((name.to_owned(), fd?))).collect()
 }
 
 /// Takes over what arrived. From then on this process, which has one thread, may use nothing but the jail's files, neither
@@ -67,11 +74,12 @@ pub fn named(tasks: OwnedFd, lock: OwnedFd) -> [(String, OwnedFd); 2] {
 pub fn enter(facts: Facts, descriptors: &mut Descriptors) -> Result<(), InsideError> {
     let mut take = |name| descriptors.remove(name).ok_or(InsideError::Missing(name));
     let (tasks, lock) = (take(TASKS)?, take(LOCK)?);
+    let servers = Link::new(facts.shares.clone(), descriptors.remove(STARTER));
     restrict(tasks.as_fd())?;
     lookup::set_root(Some(facts.root.clone()));
     memory::know_huge_pages(facts.huge_pages);
     // It is the first.
-    let _ = JAIL.set(Jail { facts, tasks, _lock: lock });
+    let _ = JAIL.set(Jail { facts, tasks, servers, _lock: lock });
     Ok(())
 }
 
@@ -91,6 +99,11 @@ impl Jail {
         self.facts.pid == std::process::id()
     }
 
+    /// The way to servers of folders.
+    pub fn servers(&self) -> &Link {
+        &self.servers
+    }
+
     /// The directory of its threads in the host's /proc.
     pub fn tasks(&self) -> BorrowedFd<'_> {
         self.tasks.as_fd()
@@ -98,9 +111,9 @@ impl Jail {
 }
 
 fn restrict(tasks: BorrowedFd<'_>) -> Result<(), InsideError> {
-    // What no microVM does: nodes, links, moves between folders. Programs may be executed, as servers of folders are, until
-    // there are seccomp filters.
-    let never = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSym | AccessFs::Refer;
+    // What no microVM does: nodes, links, moves between folders, other programs. Servers are started outside.
+    let never =
+        AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSym | AccessFs::Refer | AccessFs::Execute;
     let all = AccessFs::from_all(ABI::V5);
     let look: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
     let status = Ruleset::default()

@@ -36,15 +36,16 @@ use resources::{CgroupVersion, Driver, VhostMode};
 use self::args::JailArgs;
 use self::home::{Furniture, Home, Node};
 use self::inside::Facts;
-use self::walls::Side;
 use crate::args::Args;
 use crate::descriptors::MARK;
 use crate::exit::{Code, Failure};
+use crate::fork::{Side, fork};
 use crate::launch::{ReadError, read_order};
 use crate::lookup::{self, Root};
 use crate::placement::{Founded, Image, Order, Placement, PlacementError};
 use crate::reaper::{Ends, Watch};
 use crate::source::Source;
+use crate::virtiofsd::{Sharing, VirtiofsdError};
 use crate::{logger, memory, sink};
 
 /// Why there is no jail.
@@ -103,6 +104,15 @@ pub enum JailError {
         /// What the host said.
         source: io::Error,
     },
+    /// A folder cannot be shared.
+    #[error("--share")]
+    Share(#[from] VirtiofsdError),
+    /// Nobody would start its server.
+    #[error(
+        "--share: servers are started from the side of the process that removes the groups, and with \"driver\": \"none\" \
+         in the section cgroup there is none; leave one of the two out"
+    )]
+    NoStarter,
     /// A system call failed.
     #[error("cannot {doing} for the jail")]
     Call {
@@ -154,14 +164,18 @@ pub fn run(words: Vec<OsString>) -> Result<Code, Failure> {
         .collect();
     let Some(vmm) = Args::read(command_line.iter().cloned())? else { return Ok(Code::Ok) };
     let home = Home::prepare(&args.chroot_base_dir, &name, &args.id)?;
+    let sharing = Sharing::of(&args.shares, &home.path).map_err(JailError::from)?;
     let source = Source::Jail(home.root.as_fd(), &home.path);
     let mut order = read_order(&vmm, &source).map_err(JailError::from)?;
     let around = declare_groups(&args, &name, &mut order)?;
+    if sharing.is_some() && order.config.cgroup.driver == Driver::None {
+        return Err(JailError::NoStarter.into());
+    }
     let nodes = nodes(&order)?;
     let image = Image::open().map_err(JailError::from)?;
     let report = vmm.exit_report.as_deref().map(|path| || sink::open_in(&source, path));
     let founded = Founded::found(&args.id, &order, report, &around).map_err(JailError::from)?;
-    let prisoner = Prisoner { args, name, executable, command_line, home, order, nodes };
+    let prisoner = Prisoner { args, name, executable, command_line, home, order, nodes, sharing };
     prisoner.part(&image, founded)
 }
 
@@ -245,6 +259,7 @@ struct Prisoner {
     home: Home,
     order: Order,
     nodes: Vec<Node>,
+    sharing: Option<Sharing>,
 }
 
 impl Prisoner {
@@ -258,7 +273,8 @@ impl Prisoner {
             let placement = match founded {
                 Some(founded) => {
                     let watch = Watch::ourselves(self.args.id.as_str(), &self.order.filters);
-                    let watch = Watch { quiet: self.args.daemonize, ..watch };
+                    let servers = self.sharing.as_ref().map(Sharing::outside);
+                    let watch = Watch { quiet: self.args.daemonize, servers, ..watch };
                     founded.settle(image, watch).map_err(JailError::from)?
                 }
                 None => Placement::Unplaced,
@@ -267,7 +283,7 @@ impl Prisoner {
         }
         let (mut ours, mut theirs) = UnixStream::pair().map_err(call("make a socket pair"))?;
         let ends = Ends::new().map_err(PlacementError::from).map_err(JailError::from)?;
-        match walls::fork(self.args.new_pid_ns).map_err(call("make a process"))? {
+        match fork(self.args.new_pid_ns).map_err(call("make a process"))? {
             Side::Child => {
                 drop(ours);
                 let mut reaper = [0; 4];
@@ -294,7 +310,9 @@ impl Prisoner {
                 let reaper = match founded {
                     Some(founded) => {
                         let (id, filters) = (self.args.id.as_str(), &self.order.filters);
-                        let watch = Watch { id, pid, filters, socket: None, quiet: self.args.daemonize };
+                        let servers = self.sharing.as_ref().map(Sharing::outside);
+                        let quiet = self.args.daemonize;
+                        let watch = Watch { id, pid, filters, socket: None, quiet, servers };
                         founded.watch(image, watch, ends).map_err(JailError::from)?
                     }
                     None => 0,
@@ -328,12 +346,15 @@ impl Prisoner {
         let huge_pages = memory::has_huge_pages();
         let null = if *daemonize { Some(walls::null()?) } else { None };
         let lock = self.home.root.try_clone().map_err(call("duplicate a descriptor"))?;
-        handed.extend(inside::named(tasks, lock));
+        let (shares, starter) = self.sharing.take().map(Sharing::into_inside).unzip();
+        let shares = shares.unwrap_or_default();
+        handed.extend(inside::named(tasks, lock, starter));
 
         netns.as_deref().map_or(Ok(()), walls::enter_netns)?;
         let namespace = walls::enter_root(&self.home.path)?;
         self.home.keep();
-        let root = Root { path: self.home.path.display().to_string(), namespace };
+        let root =
+            Root { path: self.home.path.display().to_string(), namespace, groups: Some(lookup::place()) };
         lookup::set_root(Some(root.clone()));
         let furniture = Furniture {
             executable: (&self.name, &self.executable),
@@ -343,7 +364,7 @@ impl Prisoner {
         };
         let executable = furniture.arrange()?;
         rights::limit(limits)?;
-        let facts = Facts { pid, root, huge_pages };
+        let facts = Facts { pid, root, huge_pages, shares };
         let parcel = placement.pack(&self.order, handed, Some(facts))?;
         rights::give_up(*uid, *gid)?;
         null.as_ref().map_or(Ok(()), walls::daemonize)?;

@@ -1,7 +1,6 @@
 //! The namespaces of a jail, and its root.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -13,27 +12,6 @@ use rustix::mount::{
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::JailError;
-
-/// Which side of a fork this is.
-pub enum Side {
-    /// The new process.
-    Child,
-    /// The old one, with the id of the new.
-    Parent(i32),
-}
-
-/// Makes a process like this one, which has one thread, in a PID namespace of its own if so asked for.
-pub fn fork(new_pid_ns: bool) -> io::Result<Side> {
-    let flags = libc::SIGCHLD | if new_pid_ns { libc::CLONE_NEWPID } else { 0 };
-    // SAFETY: without CLONE_VM and a stack it is a fork. There is one thread, so no lock is held by another that the child
-    // would not have.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
-    match i32::try_from(pid) {
-        Ok(0) => Ok(Side::Child),
-        Ok(pid) if pid > 0 => Ok(Side::Parent(pid)),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
 
 /// Moves this process to a network namespace.
 pub fn enter_netns(path: &Path) -> Result<(), JailError> {

@@ -56,6 +56,7 @@ impl VhostUserBlock {
         let front = FrontEnd::connect(Wanted {
             what: format!("drive {}", config.id),
             path: config.socket,
+            stream: None,
             queues: queues.into(),
             features,
             refuse,

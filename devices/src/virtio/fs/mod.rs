@@ -3,6 +3,7 @@
 
 mod fuse;
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
@@ -28,9 +29,19 @@ impl Fs {
     /// Connects to the server at `path` and asks it what it offers. The guest mounts the file system by `tag`, of at
     /// most 36 bytes. Guest memory must be shared memory.
     pub fn connect(tag: &str, path: PathBuf) -> Result<Self, VhostUserError> {
+        Self::new(tag, path, None)
+    }
+
+    /// The same by a connection to a server, which messages call `path`.
+    pub fn over(tag: &str, stream: UnixStream, path: PathBuf) -> Result<Self, VhostUserError> {
+        Self::new(tag, path, Some(stream))
+    }
+
+    fn new(tag: &str, path: PathBuf, stream: Option<UnixStream>) -> Result<Self, VhostUserError> {
         let front = FrontEnd::connect(Wanted {
             what: format!("file system {tag}"),
             path,
+            stream,
             queues: QUEUE_SIZES.len(),
             features: 0,
             refuse: fuse::refuse,

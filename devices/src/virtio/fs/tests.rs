@@ -24,13 +24,19 @@ fn lend(bench: &mut Bench<Fs>, unique: u64) -> u16 {
 
 #[test]
 fn a_back_end_is_asked_for_what_it_offers() {
-    let peer = Peer::new(u64::MAX, Vec::new());
-    let device = connect(&peer);
-    assert_eq!(device.device_type(), 26);
-    assert_eq!(device.features(), VERSION_1 | 1 << 29 | 1 << 28);
-    assert_eq!(device.queue_max_sizes().len(), 2);
-    assert_eq!(&device.config()[..7], b"shared\0");
-    assert_eq!(device.config()[36..], [1, 0, 0, 0]);
+    let over = |peer: &Peer| {
+        let stream = UnixStream::connect(&peer.path).unwrap();
+        Fs::over("shared", stream, "/no/such/socket".into()).unwrap()
+    };
+    for connect in [connect as fn(&Peer) -> Fs, over] {
+        let peer = Peer::new(u64::MAX, Vec::new());
+        let device = connect(&peer);
+        assert_eq!(device.device_type(), 26);
+        assert_eq!(device.features(), VERSION_1 | 1 << 29 | 1 << 28);
+        assert_eq!(device.queue_max_sizes().len(), 2);
+        assert_eq!(&device.config()[..7], b"shared\0");
+        assert_eq!(device.config()[36..], [1, 0, 0, 0]);
+    }
 }
 
 #[test]

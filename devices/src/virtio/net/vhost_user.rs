@@ -47,6 +47,7 @@ impl VhostUserNet {
         let wanted = Wanted {
             what: format!("network interface {id}"),
             path: socket,
+            stream: None,
             queues: seen.queues.into(),
             features: OF_SERVERS,
             refuse: drop_packet,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use virtio_queue::QueueT;
@@ -59,10 +60,18 @@ pub(super) enum StartError {
 }
 
 impl Backend {
-    /// Connects, and negotiates all but the driver's features. The back-end is to have `queues` queues. (Of network
-    /// devices pairs are meant: some back-ends count those, and who counts queues has more.)
-    pub(super) fn connect(path: PathBuf, queues: usize) -> Result<Self, VhostUserError> {
-        let wire = match Wire::connect(&path, PATIENCE) {
+    /// Connects, unless there is a `stream` already, and negotiates all but the driver's features. The back-end is to have
+    /// `queues` queues. (Of network devices pairs are meant: some back-ends count those, and who counts queues has more.)
+    pub(super) fn connect(
+        path: PathBuf,
+        stream: Option<UnixStream>,
+        queues: usize,
+    ) -> Result<Self, VhostUserError> {
+        let connected = match stream {
+            Some(stream) => Wire::over(stream, PATIENCE),
+            None => Wire::connect(&path, PATIENCE),
+        };
+        let wire = match connected {
             Ok(wire) => wire,
             Err(source) => return Err(VhostUserError::Connect { path, source }),
         };
@@ -95,7 +104,7 @@ impl Backend {
         self.features
     }
 
-    /// The socket that it was found at.
+    /// The socket that it was found at, or what is said in its place.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

@@ -22,6 +22,7 @@ pub(super) mod wire;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -106,8 +107,10 @@ pub(super) type Refuse = fn(&ChainBuffers<'_>) -> u32;
 pub(super) struct Wanted {
     /// What it serves, for messages.
     pub what: String,
-    /// Its socket.
+    /// Its socket; what messages call it.
     pub path: PathBuf,
+    /// A connection to it, where there is one already.
+    pub stream: Option<UnixStream>,
     /// How many queues it is to have; of network devices, pairs of them.
     pub queues: usize,
     /// The features of this kind of device that are passed on to the driver if it offers them.
@@ -165,8 +168,8 @@ struct Running {
 impl FrontEnd {
     /// Connects to the server and asks it what it offers. Guest memory must be shared memory.
     pub(super) fn connect(wanted: Wanted) -> Result<Self, VhostUserError> {
-        let Wanted { what, path, queues, features, refuse, wants_answers } = wanted;
-        let backend = Backend::connect(path, queues)?;
+        let Wanted { what, path, stream, queues, features, refuse, wants_answers } = wanted;
+        let backend = Backend::connect(path, stream, queues)?;
         let features = backend.features() & (features | RING_FEATURES);
         if features & (1 << VIRTIO_F_VERSION_1) == 0 {
             return Err(backend.lacks("virtio 1"));

@@ -64,7 +64,11 @@ pub(super) struct Wire {
 impl Wire {
     /// Connects to a back-end, which may take that long for an answer.
     pub(super) fn connect(path: &Path, patience: Duration) -> io::Result<Self> {
-        let stream = UnixStream::connect(path)?;
+        Self::over(UnixStream::connect(path)?, patience)
+    }
+
+    /// The same by a connection that is there.
+    pub(super) fn over(stream: UnixStream, patience: Duration) -> io::Result<Self> {
         stream.set_write_timeout(Some(patience))?;
         Ok(Self { stream, acknowledges: false, patience })
     }
