@@ -24,7 +24,8 @@
 //!
 //! I/O ports: COM1 `0x3F8` ([`COM1_PORT`]), i8042 `0x60` ([`I8042_DATA_PORT`]) and `0x64`
 //! ([`I8042_COMMAND_PORT`]), ACPI sleep and reset `0x600` to
-//! `0x602` ([`crate::acpi`]), and, with PCI, its configuration `0xCF8` to `0xCFF` ([`PCI_CONFIG_PORT`]).
+//! `0x602` ([`crate::acpi`]), and, with PCI, its configuration `0xCF8` to `0xCFF` ([`PCI_CONFIG_PORT`]) and what its
+//! devices have, `0x1000` to `0x2FFF` ([`PCI_FIRST_PORT`], [`PCI_LAST_PORT`]).
 //!
 //! Interrupts: one I/O APIC with 24 pins, GSI n on pin n. Line 1 is the keyboard's, line 4 COM1's; line 8 is left
 //! free because a guest that looks for a CMOS clock claims it for itself; line 9 is kept for a generic event
@@ -128,6 +129,10 @@ pub const HIGH_RAM: GuestAddress = GuestAddress(4 * GIB);
 pub const COM1_PORT: u16 = 0x3F8;
 /// First port of PCI's configuration address and data registers, four each; there only with PCI.
 pub const PCI_CONFIG_PORT: u16 = 0xCF8;
+/// First port for BARs of PCI devices: 256 for each device of a bus.
+pub const PCI_FIRST_PORT: u16 = 0x1000;
+/// The last of them.
+pub const PCI_LAST_PORT: u16 = 0x2FFF;
 /// The keyboard controller's data port.
 pub const I8042_DATA_PORT: u16 = 0x60;
 /// The keyboard controller's command and status port.

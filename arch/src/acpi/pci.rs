@@ -11,7 +11,9 @@ use acpi_tables::aml::{
 use acpi_tables::mcfg::MCFG;
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, address_32};
-use crate::layout::{PCI_BUSES, PCI_CONFIG_PORT, PCI_ECAM, PCI_MMIO32, Window};
+use crate::layout::{
+    PCI_BUSES, PCI_CONFIG_PORT, PCI_ECAM, PCI_FIRST_PORT, PCI_LAST_PORT, PCI_MMIO32, Window,
+};
 
 /// The one segment group.
 const SEGMENT: u16 = 0;
@@ -51,6 +53,7 @@ pub(super) fn root_bridge(mmio64: Window, aml: &mut Vec<u8>) {
                 &ResourceTemplate::new(vec![
                     &AddressSpace::new_bus_number(0_u16, u16::from(PCI_BUSES - 1)),
                     &IO::new(PCI_CONFIG_PORT, PCI_CONFIG_PORT, 1, 8),
+                    &AddressSpace::new_io(PCI_FIRST_PORT, PCI_LAST_PORT, None),
                     &AddressSpace::new_memory(
                         AddressSpaceCacheable::NotCacheable,
                         true,

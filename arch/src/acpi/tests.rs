@@ -166,7 +166,8 @@ fn a_pci_root_bridge() {
     for value in [map.mmio64.start.0, map.mmio64.end().0 - 1, 0, 1 << 40] {
         high.extend(value.to_le_bytes());
     }
-    let ports = [0x47, 1, 0xF8, 0xC, 0xF8, 0xC, 1, 8];
+    let mut ports = vec![0x47, 1, 0xF8, 0xC, 0xF8, 0xC, 1, 8];
+    ports.extend([0x88, 13, 0, 1, 0xC, 3, 0, 0, 0, 0x10, 0xFF, 0x2F, 0, 0, 0, 0x20]);
     assert!(contains(&dsdt, &[&bus[..], &ports, &low, &high].concat()));
     // Method (_OSC, 4, Serialized) {If (LEqual (Arg0, Buffer (16) {..})) {Return (Arg3)} ..
     assert!(contains(&dsdt, b"_OSC\x0C\xA0\x19\x93\x68\x11\x13\x0A\x10\x5B\x4D\xDB\x33"));

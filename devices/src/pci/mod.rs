@@ -4,7 +4,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`bus`] | the functions and where they are: configuration accesses, and BARs that the guest moves |
-//! | [`config`] | a function's configuration space: header, BAR, capabilities |
+//! | [`config`] | a function's configuration space: header, BARs, capabilities |
 //! | [`msix`] | interrupts by message, with a vector for each reason |
 //! | [`ports`] | configuration space by ports |
 //!
@@ -19,9 +19,20 @@ pub mod ports;
 pub(crate) mod fake_routes;
 mod registers;
 
+use std::sync::{Arc, Mutex};
+
 use crate::bus::BusDevice;
 
-/// A function on the bus. As a [`BusDevice`] it is accessed by its BAR.
+/// What a BAR is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Memory.
+    Memory,
+    /// I/O ports.
+    Ports,
+}
+
+/// A function on the bus. As a [`BusDevice`] it is accessed by its BAR in memory.
 pub trait PciFunction: BusDevice {
     /// The guest reads `data.len()` bytes of configuration space from `offset` on; every byte of `data` is to be
     /// written.
@@ -30,6 +41,9 @@ pub trait PciFunction: BusDevice {
     /// The guest writes `data` to configuration space from `offset` on.
     fn write_config(&mut self, offset: usize, data: &[u8]);
 
-    /// First address and length in bytes of the memory that the function decodes at present.
-    fn decoded(&self) -> Option<(u64, u64)>;
+    /// First address and length of what the function decodes in `space` at present.
+    fn decoded(&self, space: Space) -> Option<(u64, u64)>;
+
+    /// What is accessed by its BAR of ports, if it has one.
+    fn ports(&self) -> Option<Arc<Mutex<dyn BusDevice>>>;
 }

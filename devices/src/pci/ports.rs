@@ -62,7 +62,7 @@ mod tests {
     use crate::bus::Bus;
 
     fn ports() -> ConfigPorts {
-        let bus = PciBus::new(&Arc::new(Bus::new()), [0..=0, 0..=0]);
+        let bus = PciBus::new(&Arc::new(Bus::new()), [0..=0, 0..=0], &Arc::new(Bus::new()), 0..=0);
         ConfigPorts::new(Arc::new(Mutex::new(bus)))
     }
 

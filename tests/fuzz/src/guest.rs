@@ -90,7 +90,13 @@ impl Guest {
             }
             true => {
                 let routes = Arc::new(DeafRoutes::new(VirtioPci::vectors(device.as_ref()))?);
-                Transport::Pci(Box::new(VirtioPci::new(device, memory.clone(), routes, 0x1_0000_0000)?))
+                Transport::Pci(Box::new(VirtioPci::new(
+                    device,
+                    memory.clone(),
+                    routes,
+                    0x1_0000_0000,
+                    0x1000,
+                )?))
             }
         };
         let mut events = EventManager::new().map_err(|error| io::Error::other(format!("{error:?}")))?;

@@ -3,11 +3,14 @@ use super::*;
 const LOW: u64 = 0xC010_0000;
 const HIGH: u64 = 1 << 40;
 const LEN: u64 = 0x1000;
+const PORTS: u64 = 0x2000;
+const PORTS_LEN: u64 = 0x100;
 
 /// Answers with the offset, and remembers what was written where.
 struct Function {
     config: ConfigSpace,
     written: Vec<u64>,
+    behind_ports: Arc<Mutex<HostBridge>>,
 }
 
 impl PciFunction for Function {
@@ -19,8 +22,12 @@ impl PciFunction for Function {
         self.config.write(offset, data);
     }
 
-    fn decoded(&self) -> Option<(u64, u64)> {
-        self.config.decoded()
+    fn decoded(&self, space: Space) -> Option<(u64, u64)> {
+        self.config.decoded(space)
+    }
+
+    fn ports(&self) -> Option<Arc<Mutex<dyn BusDevice>>> {
+        Some(Arc::clone(&self.behind_ports) as _)
     }
 }
 
@@ -34,31 +41,32 @@ impl BusDevice for Function {
     }
 }
 
-/// The addresses at which doorbells are.
+/// Where doorbells are.
 #[derive(Default)]
 struct Known {
-    at: Mutex<Vec<u64>>,
+    at: Mutex<Vec<(Space, u64)>>,
     refuse: std::sync::atomic::AtomicBool,
 }
 
 impl Doorbells for Arc<Known> {
-    fn attach(&self, base: u64) -> io::Result<()> {
+    fn attach(&self, space: Space, base: u64) -> io::Result<()> {
         if self.refuse.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(io::ErrorKind::Other.into());
         }
-        self.at.lock().unwrap().push(base);
+        self.at.lock().unwrap().push((space, base));
         Ok(())
     }
 
-    fn detach(&self, base: u64) {
+    fn detach(&self, space: Space, base: u64) {
         let mut at = self.at.lock().unwrap();
-        let index = at.iter().position(|known| *known == base).expect("attached before");
+        let index = at.iter().position(|known| *known == (space, base)).expect("attached before");
         at.remove(index);
     }
 }
 
 struct Fixture {
     memory: Arc<Bus>,
+    ports: Arc<Bus>,
     pci: PciBus,
     known: Vec<Arc<Known>>,
 }
@@ -66,20 +74,23 @@ struct Fixture {
 impl Fixture {
     /// Two functions behind the host bridge.
     fn new() -> Self {
-        let memory = Arc::new(Bus::new());
-        let mut pci = PciBus::new(&memory, [LOW..=LOW + 0xF_FFFF, HIGH..=HIGH + 0xF_FFFF]);
+        let (memory, ports) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let windows = [LOW..=LOW + 0xF_FFFF, HIGH..=HIGH + 0xF_FFFF];
+        let mut pci = PciBus::new(&memory, windows, &ports, PORTS..=PORTS + 0xFFF);
         let mut known = Vec::new();
         for number in 1..=2 {
             assert_eq!(pci.free(), Some(number));
             let mut config =
                 ConfigSpace::new(Identity { vendor: 7, device: 8, subsystem: 9, revision: 0, class: [0; 3] });
-            config.set_bar(LOW + number as u64 * LEN, LEN);
+            config.set_bar(Space::Memory, LOW + number as u64 * LEN, LEN);
+            config.set_bar(Space::Ports, PORTS + number as u64 * PORTS_LEN, PORTS_LEN);
             let doorbells = Arc::new(Known::default());
-            let function = Function { config, written: Vec::new() };
+            let behind_ports = Arc::new(Mutex::new(HostBridge::new()));
+            let function = Function { config, written: Vec::new(), behind_ports };
             pci.insert(number, Arc::new(Mutex::new(function)), Box::new(Arc::clone(&doorbells)));
             known.push(doorbells);
         }
-        Self { memory, pci, known }
+        Self { memory, ports, pci, known }
     }
 
     fn read(&mut self, device: u64, register: u64) -> u32 {
@@ -107,8 +118,14 @@ impl Fixture {
         data != [0xFF; 4]
     }
 
-    fn known(&self, device: usize) -> Vec<u64> {
+    fn known_in(&self, device: usize) -> Vec<(Space, u64)> {
         self.known[device - 1].at.lock().unwrap().clone()
+    }
+
+    /// Where in memory the doorbells are.
+    fn known(&self, device: usize) -> Vec<u64> {
+        let memory = |(space, base)| (space == Space::Memory).then_some(base);
+        self.known_in(device).into_iter().filter_map(memory).collect()
     }
 }
 
@@ -195,6 +212,43 @@ fn doorbells_that_cannot_be_are_not_removed() {
     assert!(fixture.answers(LOW), "the long way works");
     fixture.move_to(1, HIGH);
     assert!(!fixture.answers(LOW) && fixture.answers(HIGH));
+}
+
+#[test]
+fn doorbells_are_where_ports_are_if_there_are_any() {
+    let mut fixture = Fixture::new();
+    let ports = PORTS + PORTS_LEN;
+    let is_there = |fixture: &Fixture, port| {
+        // Nobody answers there either: what counts is that nobody else can come.
+        fixture
+            .ports
+            .insert(port, 1, Arc::new(Mutex::new(HostBridge::new())))
+            .inspect(|()| drop(fixture.ports.remove(port)))
+            .is_err()
+    };
+    fixture.write(1, 4, 2);
+    assert_eq!(fixture.known_in(1), [(Space::Memory, LOW + LEN)]);
+    assert!(!is_there(&fixture, ports));
+    fixture.write(1, 4, 3);
+    assert_eq!(fixture.known_in(1), [(Space::Ports, ports)]);
+    assert!(is_there(&fixture, ports) && is_there(&fixture, ports + 0xFF) && fixture.answers(LOW + LEN));
+    // Memory may move meanwhile.
+    fixture.write(1, 0x10, 0xC010_5000);
+    assert_eq!(fixture.known_in(1), [(Space::Ports, ports)]);
+    fixture.write(1, 0x18, 0x2800);
+    assert_eq!(fixture.known_in(1), [(Space::Ports, 0x2800)]);
+    assert!(!is_there(&fixture, ports) && is_there(&fixture, 0x2800));
+    // Elsewhere, or where another one is: back to memory.
+    for elsewhere in [0x3000, 0x1F00, 0xCF8, u32::MAX] {
+        fixture.write(1, 0x18, elsewhere);
+        assert_eq!(fixture.known_in(1), [(Space::Memory, LOW + 0x5000)], "{elsewhere:#x}");
+    }
+    fixture.write(2, 4, 1);
+    fixture.write(1, 0x18, 0x2200);
+    assert_eq!(fixture.known_in(1), [(Space::Memory, LOW + 0x5000)]);
+    assert_eq!(fixture.known_in(2), [(Space::Ports, 0x2200)]);
+    fixture.write(1, 4, 0);
+    assert_eq!(fixture.known_in(1), []);
 }
 
 #[test]

@@ -2,13 +2,15 @@
 //!
 //! BAR 0 has a page for each structure, in this order: common configuration, ISR status, device configuration,
 //! notifications, MSI-X table, pending bits. There is a vector for each queue and one for the configuration.
+//! BAR 2 has the notifications as ports, which drivers are to prefer (section 4.1.4.1): where KVM has to look at the
+//! instruction that touched memory, as it does on AMD processors, a port costs it far less.
 //! Without MSI-X a driver gets no interrupts: there is no pin; the ISR status tells it what it would have been told.
 
 mod common;
 mod interrupt;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use self::interrupt::PciInterrupt;
 use super::device::{Memory, VirtioDevice};
@@ -16,9 +18,9 @@ use super::front::Front;
 use super::interrupt::Interrupt;
 use super::slot::Slot;
 use crate::bus::BusDevice;
-use crate::pci::PciFunction;
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::msix::{self, Msix, MsixRoutes};
+use crate::pci::{PciFunction, Space};
 
 /// Vendor of all virtio devices (section 4.1.2).
 const VENDOR: u16 = 0x1AF4;
@@ -50,6 +52,9 @@ const PENDING: u32 = 5 * PAGE;
 const NOTIFY_MULTIPLIER: u32 = 4;
 /// Vectors that the table's page has room for.
 const MAX_VECTORS: usize = 256;
+/// BARs by their numbers.
+const MEMORY_BAR: u8 = 0;
+const PORTS_BAR: u8 = 2;
 
 /// One device with its function.
 pub struct VirtioPci {
@@ -60,15 +65,39 @@ pub struct VirtioPci {
     window_at: usize,
     front: Front,
     interrupt: Arc<PciInterrupt>,
+    /// Behind BAR 2; `None` if the device has more queues than that has room for.
+    notify_ports: Option<Arc<Mutex<NotifyPorts>>>,
+}
+
+/// The notifications by ports. KVM has most of them.
+struct NotifyPorts(Arc<Slot>);
+
+impl BusDevice for NotifyPorts {
+    fn read(&mut self, _: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&mut self, offset: u64, _: &[u8]) {
+        if let Ok(offset) = usize::try_from(offset) {
+            self.0.kick(offset / 4);
+        }
+    }
 }
 
 impl VirtioPci {
     /// Bytes of BAR 0.
     pub const BAR_LEN: u64 = 0x8000;
+    /// Ports of BAR 2: as many as a BAR may have.
+    pub const PORTS_LEN: u64 = 0x100;
 
-    /// Where in BAR 0 a write of any value notifies queue `index`. It may signal the queue's kick without us.
-    pub fn notify_offset(index: u16) -> u64 {
-        u64::from(NOTIFY) + u64::from(index) * u64::from(NOTIFY_MULTIPLIER)
+    /// Where in the BAR in `space` a write of any value notifies queue `index`. It may signal the queue's kick without
+    /// us.
+    pub fn notify_offset(space: Space, index: u16) -> u64 {
+        let first = match space {
+            Space::Memory => NOTIFY,
+            Space::Ports => 0,
+        };
+        u64::from(first) + u64::from(index) * u64::from(NOTIFY_MULTIPLIER)
     }
 
     /// How many vectors the function of `device` has.
@@ -76,13 +105,14 @@ impl VirtioPci {
         device.queue_max_sizes().len() + 1
     }
 
-    /// A function for `device`, whose BAR is at `base` until the guest moves it. `routes` has as many vectors as
-    /// [`Self::vectors`] says. Fails when no eventfd can be had, and for a device that offers queues that cannot be.
+    /// A function for `device`, whose BARs are at `base` and `ports` until the guest moves them. `routes` has as many
+    /// vectors as [`Self::vectors`] says. Fails when no eventfd can be had, and for a device that offers queues that cannot be.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: Memory,
         routes: Arc<dyn MsixRoutes>,
         base: u64,
+        ports: u64,
     ) -> io::Result<Self> {
         let (queues, config_len) = (device.queue_max_sizes().len(), device.config().len());
         let device_type = u16::try_from(device.device_type()).ok().filter(|kind| *kind < 0x40);
@@ -101,24 +131,33 @@ impl VirtioPci {
             revision: 1,
             class: class(device_type),
         });
-        config.set_bar(base, Self::BAR_LEN);
+        config.set_bar(Space::Memory, base, Self::BAR_LEN);
         let (body, writable) = msix.capability(TABLE, PENDING);
         let msix_at = config.add_capability(msix::CAPABILITY, &body, &writable);
-        config.add_capability(CAPABILITY, &structure(COMMON_CFG, COMMON, common::LEN, &[]), &[]);
-        config.add_capability(CAPABILITY, &structure(ISR_CFG, ISR, 1, &[]), &[]);
+        config.add_capability(CAPABILITY, &structure(COMMON_CFG, MEMORY_BAR, COMMON, common::LEN, &[]), &[]);
+        config.add_capability(CAPABILITY, &structure(ISR_CFG, MEMORY_BAR, ISR, 1, &[]), &[]);
         if let Ok(len @ 1..) = u32::try_from(config_len) {
-            config.add_capability(CAPABILITY, &structure(DEVICE_CFG, DEVICE, len.min(PAGE), &[]), &[]);
+            let place = structure(DEVICE_CFG, MEMORY_BAR, DEVICE, len.min(PAGE), &[]);
+            config.add_capability(CAPABILITY, &place, &[]);
         }
         // At most as many queues as vectors: they fit.
         let len = u32::try_from(queues).unwrap_or(0) * NOTIFY_MULTIPLIER;
-        let notify = structure(NOTIFY_CFG, NOTIFY, len, &NOTIFY_MULTIPLIER.to_le_bytes());
-        config.add_capability(CAPABILITY, &notify, &[]);
+        let multiplier = NOTIFY_MULTIPLIER.to_le_bytes();
+        let has_ports = u64::from(len) <= Self::PORTS_LEN;
+        if has_ports {
+            // Before the other: a driver takes the first that it can use.
+            config.set_bar(Space::Ports, ports, Self::PORTS_LEN);
+            config.add_capability(CAPABILITY, &structure(NOTIFY_CFG, PORTS_BAR, 0, len, &multiplier), &[]);
+        }
+        config.add_capability(CAPABILITY, &structure(NOTIFY_CFG, MEMORY_BAR, NOTIFY, len, &multiplier), &[]);
         // Of the window the guest chooses BAR, offset and length, and exchanges data.
         let mut writable = [0xFF; 18];
         writable[..2].fill(0);
         writable[3..6].fill(0);
-        let window_at = config.add_capability(CAPABILITY, &structure(PCI_CFG, 0, 0, &[0; 4]), &writable);
-        Ok(Self { config, msix, msix_at, window_at, front, interrupt })
+        let window_at =
+            config.add_capability(CAPABILITY, &structure(PCI_CFG, MEMORY_BAR, 0, 0, &[0; 4]), &writable);
+        let notify_ports = has_ports.then(|| Arc::new(Mutex::new(NotifyPorts(Arc::clone(front.slot())))));
+        Ok(Self { config, msix, msix_at, window_at, front, interrupt, notify_ports })
     }
 
     /// The device in its place, for who wires its kicks, serves it, or changes it while the guest runs.
@@ -126,13 +165,25 @@ impl VirtioPci {
         self.front.slot()
     }
 
-    /// What the access window of the configuration space leads to: an offset in the BAR and a width (section
+    /// What the access window of the configuration space leads to: an offset in a BAR and a width (section
     /// 4.1.4.9).
-    fn window(&self) -> Option<(u64, usize)> {
+    fn window(&self) -> Option<(Space, u64, usize)> {
         let field = |offset, len| self.config.get(self.window_at + offset, len);
         let (bar, offset, len) = (field(CAP_BAR, 1), field(CAP_OFFSET, 4), field(CAP_LENGTH, 4));
-        let valid = bar == 0 && matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len);
-        valid.then_some((offset, usize::try_from(len).ok()?))
+        let space = match u8::try_from(bar) {
+            Ok(MEMORY_BAR) => Space::Memory,
+            Ok(PORTS_BAR) if offset < Self::PORTS_LEN => Space::Ports,
+            _ => return None,
+        };
+        let valid = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len);
+        valid.then_some((space, offset, usize::try_from(len).ok()?))
+    }
+
+    /// Accesses the BAR of ports, if there is one.
+    fn with_ports(&self, access: impl FnOnce(&mut NotifyPorts)) {
+        if let Some(ports) = &self.notify_ports {
+            access(&mut ports.lock().unwrap_or_else(PoisonError::into_inner));
+        }
     }
 
     /// Whether an access touches the window's data.
@@ -145,10 +196,13 @@ impl VirtioPci {
 impl PciFunction for VirtioPci {
     fn read_config(&mut self, offset: usize, data: &mut [u8]) {
         if self.is_window_data(offset, data.len())
-            && let Some((from, len)) = self.window()
+            && let Some((space, from, len)) = self.window()
         {
             let mut bytes = [0; 4];
-            self.read(from, &mut bytes[..len]);
+            match space {
+                Space::Memory => self.read(from, &mut bytes[..len]),
+                Space::Ports => self.with_ports(|ports| ports.read(from, &mut bytes[..len])),
+            }
             self.config.write(self.window_at + CAP_DATA, &bytes);
         }
         self.config.read(offset, data);
@@ -158,10 +212,13 @@ impl PciFunction for VirtioPci {
         let control = self.config.get(self.msix_at + 2, 2);
         self.config.write(offset, data);
         if self.is_window_data(offset, data.len())
-            && let Some((to, len)) = self.window()
+            && let Some((space, to, len)) = self.window()
         {
             let bytes = self.config.get(self.window_at + CAP_DATA, 4).to_le_bytes();
-            self.write(to, &bytes[..len]);
+            match space {
+                Space::Memory => self.write(to, &bytes[..len]),
+                Space::Ports => self.with_ports(|ports| ports.write(to, &bytes[..len])),
+            }
         }
         let now = self.config.get(self.msix_at + 2, 2);
         if now != control {
@@ -171,8 +228,12 @@ impl PciFunction for VirtioPci {
         }
     }
 
-    fn decoded(&self) -> Option<(u64, u64)> {
-        self.config.decoded()
+    fn decoded(&self, space: Space) -> Option<(u64, u64)> {
+        self.config.decoded(space)
+    }
+
+    fn ports(&self) -> Option<Arc<Mutex<dyn BusDevice>>> {
+        self.notify_ports.clone().map(|ports| ports as _)
     }
 }
 
@@ -209,9 +270,9 @@ fn place(offset: u64) -> Option<(u32, usize)> {
 }
 
 /// A capability that says where a structure is (section 4.1.4), behind its header, with what more it holds.
-fn structure(kind: u8, offset: u32, len: u32, more: &[u8]) -> Vec<u8> {
+fn structure(kind: u8, bar: u8, offset: u32, len: u32, more: &[u8]) -> Vec<u8> {
     let size = 16 + more.len().to_le_bytes()[0];
-    let mut body = vec![size, kind, 0, 0, 0, 0];
+    let mut body = vec![size, kind, bar, 0, 0, 0];
     body.extend(offset.to_le_bytes());
     body.extend(len.to_le_bytes());
     body.extend(more);

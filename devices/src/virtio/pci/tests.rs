@@ -17,6 +17,7 @@ use crate::virtio::testing::Ring;
 use crate::virtio::worker::Worker;
 
 const BASE: u64 = 0xC010_0000;
+const PORTS: u64 = 0x1100;
 const V1: u64 = 1 << 32;
 
 /// What Linux does up to DRIVER_OK, with queue 0 only.
@@ -59,7 +60,7 @@ impl Fixture {
 
     fn with((device, log): (FakeDevice, Arc<Log>)) -> Self {
         let (memory, routes) = (memory(), Arc::new(FakeRoutes::new(VirtioPci::vectors(&device))));
-        let function = VirtioPci::new(Box::new(device), memory.clone(), routes.clone(), BASE).unwrap();
+        let function = VirtioPci::new(Box::new(device), memory.clone(), routes.clone(), BASE, PORTS).unwrap();
         let mut manager = EventManager::new().unwrap();
         manager.add_subscriber(Worker::new(Arc::clone(function.slot())));
         Self { function, routes, log, memory, manager }
@@ -144,19 +145,25 @@ fn the_structures_can_be_found() {
     assert_eq!(fixture.config(0x3D, 1), 0, "no pin");
     let found = fixture.capabilities();
     let kinds: Vec<_> = found.iter().map(|(id, kind, _)| (*id, *kind)).collect();
-    assert_eq!(kinds, [(0x11, 0), (9, 1), (9, 3), (9, 4), (9, 2), (9, 5)]);
+    assert_eq!(kinds, [(0x11, 0), (9, 1), (9, 3), (9, 4), (9, 2), (9, 2), (9, 5)]);
     let msix = found[0].2;
     assert_eq!([2, 4, 8].map(|at| fixture.config(msix + at, 4)), [0x4000_0002, 0x4000, 0x5000]);
-    for (index, size, offset, len) in
-        [(1, 16, 0, 56), (2, 16, 0x1000, 1), (3, 16, 0x2000, 6), (4, 20, 0x3000, 8), (5, 20, 0, 0)]
-    {
+    for (index, size, bar, offset, len) in [
+        (1, 16, 0, 0, 56),
+        (2, 16, 0, 0x1000, 1),
+        (3, 16, 0, 0x2000, 6),
+        // By ports first: drivers take the first that they can use.
+        (4, 20, 2, 0, 8),
+        (5, 20, 0, 0x3000, 8),
+        (6, 20, 0, 0, 0),
+    ] {
         let at = found[index].2;
         let fields = [(2, 1), (4, 1), (8, 4), (12, 4)].map(|(field, len)| fixture.config(at + field, len));
-        assert_eq!(fields, [size, 0, offset, len], "{index}");
+        assert_eq!(fields, [size, bar, offset, len], "{index}");
     }
-    let notify = found[4].2;
-    assert_eq!(fixture.config(notify + 16, 4), 4);
-    assert_eq!([0, 1].map(VirtioPci::notify_offset), [0x3000, 0x3004]);
+    assert_eq!([4, 5].map(|index| fixture.config(found[index].2 + 16, 4)), [4, 4]);
+    assert_eq!([0, 1].map(|queue| VirtioPci::notify_offset(Space::Memory, queue)), [0x3000, 0x3004]);
+    assert_eq!([0, 1].map(|queue| VirtioPci::notify_offset(Space::Ports, queue)), [0, 4]);
 }
 
 #[test]
@@ -344,7 +351,7 @@ fn configuration_space_has_a_window_to_the_bar() {
 fn devices_that_cannot_be_are_refused() {
     let make = |vectors| {
         let routes = Arc::new(FakeRoutes::new(vectors));
-        VirtioPci::new(Box::new(FakeDevice::new().0), memory(), routes, BASE).is_ok()
+        VirtioPci::new(Box::new(FakeDevice::new().0), memory(), routes, BASE, PORTS).is_ok()
     };
     assert!(make(1) && make(3) && make(256));
     assert!(!make(0) && !make(257));
@@ -353,11 +360,11 @@ fn devices_that_cannot_be_are_refused() {
 struct NoDoorbells;
 
 impl Doorbells for NoDoorbells {
-    fn attach(&self, _: u64) -> io::Result<()> {
+    fn attach(&self, _: Space, _: u64) -> io::Result<()> {
         Ok(())
     }
 
-    fn detach(&self, _: u64) {}
+    fn detach(&self, _: Space, _: u64) {}
 }
 
 /// What a guest does: which of its structures, where in it, how wide, and with what.
@@ -402,12 +409,13 @@ proptest! {
     fn no_sequence_of_accesses_does_harm(accesses in prop::collection::vec(access(), 1..200)) {
         let (memory, (device, log)) = (memory(), FakeDevice::new());
         let routes = Arc::new(FakeRoutes::new(3));
-        let function = VirtioPci::new(Box::new(device), memory.clone(), routes.clone(), BASE).unwrap();
+        let function = VirtioPci::new(Box::new(device), memory.clone(), routes.clone(), BASE, PORTS).unwrap();
         let mut manager = EventManager::new().unwrap();
         manager.add_subscriber(Worker::new(Arc::clone(function.slot())));
         let function = Arc::new(Mutex::new(function));
-        let bus = Arc::new(Bus::new());
-        let mut pci = PciBus::new(&bus, [BASE..=BASE + 0xF_FFFF, 1 << 40..=(1 << 40) + 0xF_FFFF]);
+        let (bus, ports) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let windows = [BASE..=BASE + 0xF_FFFF, 1 << 40..=(1 << 40) + 0xF_FFFF];
+        let mut pci = PciBus::new(&bus, windows, &ports, 0x1000..=0x2FFF);
         pci.insert(1, function.clone(), Box::new(NoDoorbells));
         let mut data = [0; 8];
         for access in accesses {
@@ -417,6 +425,7 @@ proptest! {
                     pci.read(offset, &mut data[..len]);
                 }
                 Access::Bar(offset, len, value) => {
+                    ports.write(PORTS + offset, &value.to_le_bytes()[..len]);
                     bus.write(BASE + offset, &value.to_le_bytes()[..len]);
                     let mut function = function.lock().unwrap();
                     function.write(offset, &value.to_le_bytes()[..len]);
