@@ -8,7 +8,7 @@
 //! ```text
 //!  guest          KVM                 event loop                           device
 //!  writes ring
-//!  QueueNotify -> ioeventfd: kick --> virtio::worker drains the kick
+//!  QueueNotify -> ioeventfd: kick --> virtio::worker hears of the kick
 //!                                     virtio::slot: is it running? ------> queue_event
 //!                                                                          Virtqueue::serve: pop, check,
 //!                                                                          work, push, notify

@@ -37,7 +37,9 @@ impl MutEventSubscriber for Worker {
         Self::register(ops, self.slot.activation().as_raw_fd(), ACTIVATION, EventSet::IN);
         if self.slot.server() == Server::EventLoop {
             for (index, kick) in (0..SOURCE).zip(self.slot.kicks()) {
-                Self::register(ops, kick.as_raw_fd(), index, EventSet::IN);
+                // Edge triggered: each write to an eventfd is an event, so that none has to be read. Its counter has room
+                // for 2^64 - 1 of them.
+                Self::register(ops, kick.as_raw_fd(), index, EventSet::IN | EventSet::EDGE_TRIGGERED);
             }
         }
         for source in self.slot.event_sources() {
@@ -46,10 +48,10 @@ impl MutEventSubscriber for Worker {
     }
 
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
-        // Each eventfd is drained before what it announces is done, so that nothing announced meanwhile is
-        // lost. Draining fails when there is nothing to drain.
         match events.data() {
             ACTIVATION => {
+                // Drained before what it announces is done, so that nothing announced meanwhile is lost. Draining fails
+                // when there is nothing to drain.
                 let _ = self.slot.activation().read();
                 self.slot.start_pending();
             }
@@ -57,10 +59,7 @@ impl MutEventSubscriber for Worker {
             index => {
                 // Lossless: usize is no smaller than u32 here.
                 let index = usize::try_from(index).unwrap_or(usize::MAX);
-                if let Some(kick) = self.slot.kicks().get(index) {
-                    let _ = kick.read();
-                    self.slot.queue_event(index);
-                }
+                self.slot.queue_event(index);
             }
         }
     }

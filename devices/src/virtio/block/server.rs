@@ -426,6 +426,8 @@ impl Server {
         }
         let mut whole = false;
         for queue in self.queues.iter_mut().flatten() {
+            // The event loop reads none. What this one was for is found in the ring.
+            let _ = queue.kick().read();
             match queue.enable_kick_after(memory, BATCH)? {
                 Some(there) => whole |= there,
                 // This driver kicks for each, or for none.
