@@ -43,7 +43,7 @@ const V1: [&str; 15] = [
 /// Groups all of which are `folder`.
 fn layout(folder: &Path, v2: bool) -> Layout {
     let key = if v2 { "" } else { "cpu,cpuacct,cpuset,memory,blkio,pids" };
-    let hierarchy = json!({"key": key, "root": "/", "point": folder.parent(), "own": null});
+    let hierarchy = json!({"key": key, "root": "/", "point": folder.parent(), "own": null, "seen": ""});
     let group = format!("/{}", folder.file_name().and_then(|name| name.to_str()).unwrap_or_default());
     let site = json!({
         "hierarchy": hierarchy, "base": group, "between": [], "sandbox": group, "vcpus": group, "overhead": group,
