@@ -50,8 +50,7 @@ struct Device {
     memory: Option<u64>,
     /// First port of the other BAR.
     ports: Option<u64>,
-    /// Where the doorbells are, and whether KVM knows them there.
-    rung: Option<(Space, u64)>,
+    /// Whether KVM knows the doorbells where they are.
     attached: bool,
 }
 
@@ -120,11 +119,17 @@ impl BusDevice for PciBus {
 
 impl Device {
     fn new(function: Arc<Mutex<dyn PciFunction>>, doorbells: Box<dyn Doorbells>) -> Self {
-        Self { function, doorbells, memory: None, ports: None, rung: None, attached: false }
+        Self { function, doorbells, memory: None, ports: None, attached: false }
     }
 
     fn lock(&self) -> MutexGuard<'_, dyn PciFunction + 'static> {
         self.function.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the doorbells are.
+    fn rung(&self) -> Option<(Space, u64)> {
+        let ports = self.ports.map(|base| (Space::Ports, base));
+        ports.or(self.memory.map(|base| (Space::Memory, base)))
     }
 
     /// Moves the BARs to where they are decoded, if nobody else is there, and the doorbells with them.
@@ -134,18 +139,17 @@ impl Device {
             (function.decoded(Space::Memory), function.decoded(Space::Ports), function.ports())
         };
         let function = Arc::clone(&self.function) as Arc<Mutex<dyn BusDevice>>;
+        let before = self.rung();
         memory.place(&mut self.memory, by_memory, Some(function));
         ports.place(&mut self.ports, by_ports, behind_ports);
 
-        let at = |space| move |base| (space, base);
-        let rung = self.ports.map(at(Space::Ports)).or(self.memory.map(at(Space::Memory)));
-        if rung == self.rung {
+        let rung = self.rung();
+        if rung == before {
             return;
         }
-        if let (Some((space, base)), true) = (self.rung, std::mem::take(&mut self.attached)) {
+        if let (Some((space, base)), true) = (before, std::mem::take(&mut self.attached)) {
             self.doorbells.detach(space, base);
         }
-        self.rung = rung;
         let Some((space, base)) = rung else { return };
         match self.doorbells.attach(space, base) {
             Ok(()) => self.attached = true,

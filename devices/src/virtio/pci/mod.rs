@@ -10,7 +10,7 @@ mod common;
 mod interrupt;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use self::interrupt::PciInterrupt;
 use super::device::{Memory, VirtioDevice};
@@ -78,9 +78,14 @@ impl BusDevice for NotifyPorts {
     }
 
     fn write(&mut self, offset: u64, _: &[u8]) {
-        if let Ok(offset) = usize::try_from(offset) {
-            self.0.kick(offset / 4);
-        }
+        notify(&self.0, offset);
+    }
+}
+
+/// The driver has written at `offset` of the notifications.
+fn notify(slot: &Slot, offset: u64) {
+    if let Ok(queue) = usize::try_from(offset / u64::from(NOTIFY_MULTIPLIER)) {
+        slot.kick(queue);
     }
 }
 
@@ -172,18 +177,11 @@ impl VirtioPci {
         let (bar, offset, len) = (field(CAP_BAR, 1), field(CAP_OFFSET, 4), field(CAP_LENGTH, 4));
         let space = match u8::try_from(bar) {
             Ok(MEMORY_BAR) => Space::Memory,
-            Ok(PORTS_BAR) if offset < Self::PORTS_LEN => Space::Ports,
+            Ok(PORTS_BAR) if self.notify_ports.is_some() && offset < Self::PORTS_LEN => Space::Ports,
             _ => return None,
         };
         let valid = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len);
         valid.then_some((space, offset, usize::try_from(len).ok()?))
-    }
-
-    /// Accesses the BAR of ports, if there is one.
-    fn with_ports(&self, access: impl FnOnce(&mut NotifyPorts)) {
-        if let Some(ports) = &self.notify_ports {
-            access(&mut ports.lock().unwrap_or_else(PoisonError::into_inner));
-        }
     }
 
     /// Whether an access touches the window's data.
@@ -199,9 +197,9 @@ impl PciFunction for VirtioPci {
             && let Some((space, from, len)) = self.window()
         {
             let mut bytes = [0; 4];
-            match space {
-                Space::Memory => self.read(from, &mut bytes[..len]),
-                Space::Ports => self.with_ports(|ports| ports.read(from, &mut bytes[..len])),
+            // Notifications read as 0.
+            if space == Space::Memory {
+                self.read(from, &mut bytes[..len]);
             }
             self.config.write(self.window_at + CAP_DATA, &bytes);
         }
@@ -217,7 +215,7 @@ impl PciFunction for VirtioPci {
             let bytes = self.config.get(self.window_at + CAP_DATA, 4).to_le_bytes();
             match space {
                 Space::Memory => self.write(to, &bytes[..len]),
-                Space::Ports => self.with_ports(|ports| ports.write(to, &bytes[..len])),
+                Space::Ports => notify(self.front.slot(), to),
             }
         }
         let now = self.config.get(self.msix_at + 2, 2);
@@ -254,8 +252,8 @@ impl BusDevice for VirtioPci {
         match place(offset) {
             Some((COMMON, offset)) => self.write_common(offset, data),
             Some((DEVICE, offset)) => self.front.slot().write_config(offset, data),
-            // KVM has most of these. They reach us while the BAR is being moved.
-            Some((NOTIFY, offset)) => self.front.slot().kick(offset / 4),
+            // KVM has these of a driver that does without ports, but for the moment in which the BAR is being moved.
+            Some((NOTIFY, offset)) => notify(self.front.slot(), offset as u64),
             Some((TABLE, offset)) => self.msix.write_table(offset, data),
             _ => {}
         }
